@@ -1,0 +1,49 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+# the oldest onnxruntime that a portable variant promises to open with
+FLOOR := .cache/onnxruntime-floor
+
+.PHONY: demo test lint parity bench platforms lean clean
+
+demo: .venv-demo/.done  ## classify, embed and search real pictures with the embedded model; no torch
+	@sh examples/demo.sh .venv-demo/bin
+
+test: .venv/.done lint lean  ## what CI runs
+	EDGECLIP_FLOOR=$(FLOOR) $(BIN)/python -m pytest
+
+lint: .venv/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+parity: .venv/.done  ## full depth against the original libraries; slow
+	EDGECLIP_PARITY_REPORT=benchmarks/results/parity.md $(BIN)/python -m pytest -m parity tests/parity
+
+bench: .venv/.done
+	$(BIN)/python benchmarks/end_to_end.py
+
+lean: .venv/.done  ## the wheel alone, without torch, classifies a picture
+	@sh tests/lean.sh $(PYTHON)
+
+platforms: .venv/.done  ## wheels for the runtime exist on the boards' Pythons
+	@sh tests/platforms.sh $(BIN)/python
+
+.venv/.done: pyproject.toml constraints.txt requirements-reference.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade pip
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps -r requirements-reference.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) --target $(FLOOR) --no-deps --upgrade onnxruntime==1.23.2
+	touch $@
+
+.venv-demo/.done: pyproject.toml constraints.txt
+	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo .venv-lean .cache dist build

@@ -1,0 +1,70 @@
+"""edgeclip: CLIP-family models on devices. Export, prove, pack; run without PyTorch.
+
+    import edgeclip
+
+    with edgeclip.load("nano") as model:
+        print(model.classify("cat.png", ["a cat", "a dog", "a bicycle"]).label)
+
+Nothing heavy is imported until it is used: `import edgeclip` loads no numpy, onnxruntime, OpenCV or torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edgeclip.errors import (
+    BundleError,
+    CheckFailed,
+    EdgeClipError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+    SourceError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from edgeclip.bundle import Bundle, open_bundle
+    from edgeclip.runtime.labels import LabelPack
+    from edgeclip.runtime.model import Model, load
+    from edgeclip.runtime.results import Classification
+
+__version__ = "0.1.0"
+
+_LATE = {
+    "Bundle": "edgeclip.bundle",
+    "open_bundle": "edgeclip.bundle",
+    "Classification": "edgeclip.runtime.results",
+    "LabelPack": "edgeclip.runtime.labels",
+    "Model": "edgeclip.runtime.model",
+    "load": "edgeclip.runtime.model",
+}
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckFailed",
+    "Classification",
+    "EdgeClipError",
+    "EngineError",
+    "InputError",
+    "LabelPack",
+    "MissingExtraError",
+    "Model",
+    "SourceError",
+    "TrainingError",
+    "__version__",
+    "load",
+    "open_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module 'edgeclip' has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

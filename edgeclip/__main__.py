@@ -1,0 +1,5 @@
+"""`python -m edgeclip`."""
+
+from edgeclip.cli import main
+
+main()

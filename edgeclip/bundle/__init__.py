@@ -1,0 +1,33 @@
+"""The artifact: a folder (or zip) of graphs with a manifest that says what they are and how well they agree."""
+
+from edgeclip.bundle.manifest import (
+    Axes,
+    Fidelity,
+    FileEntry,
+    Licence,
+    Manifest,
+    Port,
+    Preprocessing,
+    TextSettings,
+    Variant,
+    identity,
+)
+from edgeclip.bundle.store import Bundle, check_hashes, open_bundle, pack_zip, seal
+
+__all__ = [
+    "Axes",
+    "Bundle",
+    "Fidelity",
+    "FileEntry",
+    "Licence",
+    "Manifest",
+    "Port",
+    "Preprocessing",
+    "TextSettings",
+    "Variant",
+    "check_hashes",
+    "identity",
+    "open_bundle",
+    "pack_zip",
+    "seal",
+]

@@ -1,0 +1,263 @@
+"""What `bundle.json` says, as frozen dataclasses. Every field is read by somebody, none is guessed.
+
+The published JSON Schema is `manifest.schema.json` beside this file; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from edgeclip.errors import BundleError
+
+FORMAT = "edgeclip.bundle"
+FORMAT_VERSION = (1, 0)  # (major, minor): another major is refused, a newer minor is read
+
+_DIGEST = ',\n "digest": '  # what stands between the digested bytes and the digest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an RGB picture of any size to `pixels`. Read from the source's config, never guessed from its name."""
+
+    size: tuple[int, int]  # (H, W) of the tower's input, pixels
+    mode: Literal["shortest_crop", "squash", "pad"]
+    # shortest_crop: scale the shorter side to `resize`, crop the centre; squash: scale both sides to `size`;
+    # pad: scale the longer side to `size`, fill the rest with pad_color (centred)
+    resample: Literal["bicubic", "bilinear", "lanczos", "nearest"]  # always antialiased, as Pillow does it
+    mean: tuple[float, float, float]  # of values in 0-1, RGB
+    std: tuple[float, float, float]
+    resize: int = 0  # shortest_crop: target of the shorter side; 0 = the smaller of `size`
+    long_side: Literal["floor", "round"] = "floor"  # Hugging Face and torchvision cut the scaled longer side, open_clip rounds
+    crop_offset: Literal["floor", "round_half_even"] = "floor"  # (long - crop) / 2: Hugging Face floors, torchvision rounds
+    pad_color: tuple[int, int, int] = (0, 0, 0)
+    background: tuple[int, int, int] | None = None  # transparent pixels are composited on it; None: alpha is dropped
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """From a text to `input_ids`."""
+
+    context_length: int  # largest L, specials included; longer texts are cut, and said to be
+    pad_id: int
+    eos_id: int | None  # forced to be the last id of a text that was cut; None: the family has none
+    dynamic_length: bool  # True: pad to the longest text of the batch; False: always to context_length
+    clean: Literal["none", "openai", "canonicalize", "lower"] = "none"  # applied before the tokenizer, see runtime/text
+    tokenizer: str = "tokenizer.json"  # file inside the bundle
+    vocab_size: int = 0
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int32", "int64", "uint8", "bool"]
+    shape: tuple[int | str, ...]  # a str is a symbolic size, e.g. ("N", 3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How a variant differs from its siblings."""
+
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"] = "fp32"
+    attention: Literal["decomposed", "op", "none"] = "none"  # "op": the ONNX Attention operator (opset 23)
+    opset: int = 18
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Agreement of a variant with its source, measured in float64 on real pictures and texts."""
+
+    samples: int
+    max_abs: float  # largest absolute difference of unit vectors
+    cosine_mean: float
+    cosine_p1: float  # first percentile
+    cosine_min: float
+    relative_distance: float  # mean of ||a - b|| / median distance between different samples
+    rank_agreement: float  # share of samples whose nearest other sample is the source's
+    top1_agreement: float | None = None  # of zero-shot labels; None where no text tower was at hand
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One graph of one tower."""
+
+    id: str  # e.g. "image-fp32-decomposed"; the graph is graphs/<id>.onnx
+    tower: Literal["image", "text"]
+    axes: Axes
+    files: tuple[str, ...]  # the graph first, then its external data
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    requires: dict[str, str] = field(default_factory=dict)  # e.g. {"onnxruntime": "1.23", "ir": "10"}
+    fidelity: Fidelity | None = None
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The licence passport."""
+
+    weights: str  # SPDX id or "unknown"
+    code: str = "unknown"
+    data: str = "unknown"
+    credit: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of `bundle.json`."""
+
+    name: str
+    model_id: str  # identity(): what label packs and indexes are bound to
+    family: str
+    embedding_dim: int
+    activation: Literal["softmax", "sigmoid"]
+    logit_scale: float  # applied to the cosine; already exp()
+    logit_bias: float
+    variants: tuple[Variant, ...]
+    preprocessing: Preprocessing | None  # None: no image tower
+    text: TextSettings | None  # None: no text tower
+    licence: Licence
+    files: dict[str, FileEntry]
+    golden: str = ""  # safetensors file of inputs and outputs that `verify` replays; "" = none
+    templates: tuple[str, ...] = ("{}",)  # default prompt templates for classification
+    source: str = ""  # the spec that was exported
+    source_digest: str = ""  # SHA-256 over the source's weights
+    created_by: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The file's text: format line, fields, and last the digest over every byte before it."""
+        text = json.dumps({"format": FORMAT, "version": list(FORMAT_VERSION), **asdict(self)}, indent=1, ensure_ascii=False)
+        body = text.removesuffix("\n}")
+        return f'{body}{_DIGEST}"{_sha256(body)}"\n}}\n'
+
+    @staticmethod
+    def stated_digest(text: str) -> str:
+        """The digest that a manifest's text ends with; checked by `from_json`. Names the bundle's cache folder."""
+        return str(json.loads(text)["digest"])
+
+    def variants_of(self, tower: str) -> list[Variant]:
+        """The variants of one tower, in the manifest's order (first = preferred)."""
+        return [variant for variant in self.variants if variant.tower == tower]
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Parse and check. `where` names the file in messages.
+
+        Raises:
+            BundleError: no bundle, a newer major format, a wrong field, or content that does not match its digest.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{where}: not JSON ({error}). The bundle is damaged: export or pull it again.") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise BundleError(f'{where}: expected "format": "{FORMAT}", got {_short(data)}. This is not a bundle.')
+        version = data.get("version")
+        if not (isinstance(version, list) and len(version) == 2 and all(type(part) is int for part in version)):
+            raise BundleError(f"{where}: expected a version [major, minor], got {_short(version)}.")
+        if version[0] != FORMAT_VERSION[0]:
+            raise BundleError(
+                f"{where}: bundle format {version[0]}.{version[1]}, this edgeclip reads {FORMAT_VERSION[0]}.x. "
+                "Install a newer edgeclip, or export the model again."
+            )
+        if data.pop("digest", None) != _sha256(text.rpartition(_DIGEST)[0]):
+            raise BundleError(f"{where}: the content does not match its own digest; it was edited or damaged.")
+        data.pop("format"), data.pop("version")
+        return _build(cls, data, where, newer=version[1] > FORMAT_VERSION[1])
+
+
+def identity(
+    source_digest: str, family: str, preprocessing: Preprocessing | None, text: TextSettings | None, tokenizer: str, pooling: str
+) -> str:
+    """`model_id`: SHA-256 over what decides an embedding's meaning. Adding a variant never changes it.
+
+    Args:
+        source_digest: SHA-256 of the source's weights.
+        tokenizer: SHA-256 of the tokenizer file, "" without a text tower.
+        pooling: the towers' pooling rules, e.g. "cls/eos".
+    """
+    parts = {
+        "source": source_digest,
+        "family": family,
+        "preprocessing": asdict(preprocessing) if preprocessing else None,
+        "text": asdict(text) if text else None,
+        "tokenizer": tokenizer,
+        "pooling": pooling,
+    }
+    return _sha256(json.dumps(parts, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _build(cls: type[T], data: Any, where: str, newer: bool) -> T:
+    """A dataclass from parsed JSON, every field checked against its annotation. `newer`: unknown fields are let pass."""
+    if not isinstance(data, dict):
+        raise BundleError(f"{where}: expected an object, got {_short(data)}.")
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if not newer and (unknown := sorted(set(data) - known)):
+        raise BundleError(f"{where}: unknown field {unknown[0]!r}.")
+    values = {}
+    for name in known & set(data):
+        values[name] = _convert(hints[name], data[name], f"{where}: {name}", newer)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise BundleError(f"{where}: a field is missing ({error}).") from error
+
+
+def _convert(hint: Any, value: Any, where: str, newer: bool) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, where, newer)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in args:
+            return None
+        for option in args:
+            if option is not NoneType and (option is not float or type(value) in (int, float)):
+                try:
+                    return _convert(option, value, where, newer)
+                except BundleError as error:
+                    last = error
+        raise last
+    if origin is Literal:
+        if value not in args:
+            raise BundleError(f"{where}: expected one of {', '.join(map(str, args))}, got {_short(value)}.")
+        return value
+    if origin is tuple and isinstance(value, list):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise BundleError(f"{where}: expected {len(inner)} values, got {len(value)}.")
+        return tuple(_convert(kind, item, f"{where}[{i}]", newer) for i, (kind, item) in enumerate(zip(inner, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(args[1], item, f"{where}[{key!r}]", newer) for key, item in value.items()}
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise BundleError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {_short(value)}.")

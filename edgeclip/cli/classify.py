@@ -1,0 +1,85 @@
+"""`edgeclip classify`."""
+
+from __future__ import annotations
+
+import click
+
+from edgeclip.cli.common import (
+    console,
+    emit,
+    find_pictures,
+    finish,
+    json_option,
+    model_options,
+    parse_labels,
+    strict_option,
+    tracked,
+)
+
+EXAMPLES = """\b
+Examples:
+  edgeclip classify cat.png --labels 'a cat,a dog,a bicycle'
+  edgeclip classify photos/ '*.jpg' --labels @labels.txt --top-k 3 --json
+  edgeclip classify frame.jpg -b clip-b32/ --pack pets.labels     no text tower, no tokenizer
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--labels", help="'a cat,a dog', or @FILE with one label a line.")
+@click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas).")
+@click.option("--pack", type=click.Path(exists=True, dir_okay=False), help="A label pack made by `edgeclip labels make`.")
+@click.option("--template", multiple=True, help="Prompt with a {} for the label; repeated ones are averaged.")
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Labels to print for a picture.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Best score below it: none of these.")
+@model_options
+@strict_option
+@json_option
+def command(
+    pictures: tuple[str, ...],
+    labels: str | None,
+    label: tuple[str, ...],
+    pack: str | None,
+    template: tuple[str, ...],
+    top_k: int,
+    threshold: float | None,
+    bundle: str,
+    engine: str | None,
+    threads: int | None,
+    strict: bool,
+    as_json: bool,
+) -> int:
+    """Say which of your labels fits each picture (zero-shot)."""
+    import edgeclip
+
+    if pack and (labels or label or template):
+        raise click.UsageError("--pack brings its own labels and templates; drop --labels, --label and --template.")
+    wanted: list[str] | edgeclip.LabelPack = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label)
+    paths = find_pictures(pictures)
+    failures: list[tuple[str, str]] = []
+    rows: list[tuple[str, edgeclip.Classification]] = []
+    with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+        results = model.classify_each(paths, wanted, templates=template or None, top_k=top_k, threshold=threshold)
+        for path, result in tracked(zip(paths, results, strict=True), len(paths), "classify", as_json):
+            if isinstance(result, edgeclip.EdgeClipError):
+                failures.append((str(path), str(result)))
+                if as_json:
+                    emit({"path": str(path), "error": str(result)})
+            elif as_json:
+                emit({"path": str(path), **result.to_dict()})
+            else:
+                rows.append((str(path), result))
+        used = model.info()
+    if rows:
+        _print(rows, str(used))
+    return finish(len(paths) - len(failures), failures, strict)
+
+
+def _print(rows: list[tuple[str, object]], used: str) -> None:
+    from rich.table import Table
+
+    table = Table("picture", "label", "score", "next", caption=used, caption_justify="left")
+    for path, result in rows:
+        others = ", ".join(f"{name} {score:.2f}" for name, score in result.ranked()[1:])
+        table.add_row(path, result.label or "none of these", f"{result.score:.2f}", others)
+    console().print(table)

@@ -1,0 +1,154 @@
+"""`edgeclip export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeclip.cli.common import console, emit, json_option, notes
+
+if TYPE_CHECKING:
+    from edgeclip.export.api import ExportReport
+
+EXAMPLES = """\b
+Examples:
+  edgeclip export hf:openai/clip-vit-base-patch32 -o clip-b32
+  edgeclip export openclip:ViT-B-32/laion2b_s34b_b79k -o b32 --images photos/
+  edgeclip export ./my-checkpoint -o mine --target portable --store fp16
+  edgeclip export ./my-checkpoint -o mine --json > report.json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("spec")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to make."
+)
+@click.option(
+    "--target", "targets", multiple=True, default=("all",), show_default=True,
+    help="What the graphs are for; may be repeated: portable, onnxruntime, tensorrt10.3, tensorrt10.16, all.",
+)  # fmt: skip
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder of pictures to compare on. Default: made-up ones.",
+)
+@click.option("--texts", type=click.Path(path_type=Path), help="File of texts to compare on, one a line.")
+@click.option(
+    "--tolerance", type=float, help="Largest difference to the source. Default: 1e-6 absolute in fp32."
+)
+@click.option(
+    "--store",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Weights in the files.",
+)
+@click.option("--revision", help="Branch, tag or commit of a Hub repository.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Vocabulary file to use instead of the source's own."
+)
+@click.option("--allow-pickle", is_flag=True, help="Read .bin and .pt weights too (tensors only).")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the comparison.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at the output.")
+@click.option("--keep-failed", is_flag=True, help="Keep a bundle that fails its checks, at OUTPUT.failed.")
+@json_option
+def command(
+    spec: str,
+    output: Path,
+    targets: tuple[str, ...],
+    images: Path | None,
+    texts: Path | None,
+    tolerance: float | None,
+    store: str,
+    revision: str | None,
+    tokenizer: Path | None,
+    allow_pickle: bool,
+    threads: int | None,
+    overwrite: bool,
+    keep_failed: bool,
+    as_json: bool,
+) -> None:
+    """Turn a trained model into a verified bundle.
+
+    SPEC is hf:ORG/NAME, openclip:ARCH/TAG, a local checkpoint folder, or nano. Exit code 1 when the result does not agree
+    with its source; then nothing is left at the output.
+    """
+    _need_export_extra()
+    from edgeclip.export.api import ExportSettings, export_bundle
+    from edgeclip.export.targets import flavours_for
+    from edgeclip.models.sources import load_source
+
+    flavours_for(targets)  # before minutes of work
+    _refuse_existing(output, overwrite)
+    settings = ExportSettings(
+        targets,
+        images,
+        texts,
+        tolerance,
+        "fp16" if store == "fp16" else "fp32",
+        threads,
+        overwrite,
+        keep_failed,
+        revision,
+    )
+    screen = notes()
+    with screen.status(f"load {spec}") as status:
+
+        def tell(step: str, seconds: float | None) -> None:
+            status.update(step)
+            if seconds is not None:
+                screen.print(f"{seconds:6.1f} s  {step}")
+
+        source = load_source(spec, revision=revision, allow_pickle=allow_pickle, tokenizer=tokenizer)
+        report = export_bundle(source, output, settings=settings, tell=tell)
+    if as_json:
+        emit(report.to_dict())
+    else:
+        _print(report)
+
+
+def _print(report: ExportReport) -> None:
+    from rich.table import Table
+
+    table = Table("variant", "samples", "max abs", "rel. dist.", "cosine min", "rank", "top-1")
+    table.columns[0].no_wrap = True  # an 80-column screen must not cut what tells the rows apart
+    for parity in report.parities:
+        figures = parity.fidelity
+        assert figures is not None  # else the export would have failed
+        top1 = "-" if figures.top1_agreement is None else f"{figures.top1_agreement:.0%}"
+        table.add_row(
+            parity.variant, str(figures.samples), f"{figures.max_abs:.1e}", f"{figures.relative_distance:.1e}",
+            f"{figures.cosine_min:.7f}", f"{figures.rank_agreement:.0%}", top1,
+        )  # fmt: skip
+    screen = console()
+    screen.print(table)
+    size = sum(entry.size for entry in report.bundle.manifest.files.values())
+    screen.print(f"{report.bundle.root}: {size / 1e6:.1f} MB, {sum(report.seconds.values()):.0f} s, verified")
+    licence = report.bundle.manifest.licence
+    notes().print("; ".join([f"licence of the weights: {licence.weights}", *licence.warnings]))
+
+
+def _refuse_existing(output: Path, overwrite: bool) -> None:
+    from edgeclip.errors import InputError
+
+    if output.exists() and not overwrite:
+        raise InputError(
+            f"{output}: already exists. Choose another place, or pass --overwrite to replace it."
+        )
+
+
+def _need_export_extra() -> None:
+    """One line instead of an ImportError where PyTorch or onnx is missing."""
+    from importlib.util import find_spec
+
+    from edgeclip.errors import MissingExtraError
+
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        if module not in sys.modules and find_spec(module) is None:
+            raise MissingExtraError(
+                f"export needs {module}, which is not installed. Run: pip install 'edgeclip[export]'"
+            )

@@ -1,0 +1,92 @@
+"""`edgeclip inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeclip.cli.common import console, emit, json_option
+
+if TYPE_CHECKING:
+    from edgeclip.bundle import Bundle
+
+EXAMPLES = """\b
+Examples:
+  edgeclip inspect nano
+  edgeclip inspect clip-b32/ --memory --json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("bundle")
+@click.option("--memory", is_flag=True, help="Estimate the resident memory of each tower before loading it.")
+@json_option
+def command(bundle: str, memory: bool, as_json: bool) -> None:
+    """Show what a bundle is: model, variants, fidelity, licences, size."""
+    from edgeclip.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    record = _record(opened)
+    if memory:
+        from edgeclip.runtime.memory import estimate_memory
+
+        record["memory_bytes"] = {variant.id: estimate_memory(opened, variant) for variant in opened.manifest.variants}
+    if as_json:
+        emit(record)
+    else:
+        _print(record)
+
+
+def _record(bundle: Bundle) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    record = asdict(bundle.manifest)
+    files = record.pop("files")
+    return {
+        "path": str(bundle.root),
+        "digest": bundle.digest,
+        "size_bytes": sum(entry["size"] for entry in files.values()),
+        **record,
+    }
+
+
+def _print(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    text, licence = record["text"], record["licence"]
+    preprocessing = record["preprocessing"]
+    facts.add_row("model", f"{record['name']} ({record['family']}), from {record['source'] or 'an unnamed source'}")
+    facts.add_row("model id", record["model_id"][:16])
+    facts.add_row("embeddings", f"{record['embedding_dim']} wide; scores by {record['activation']} at scale {record['logit_scale']:.4g}")
+    if preprocessing:
+        height, width = preprocessing["size"]
+        facts.add_row("pictures", f"{width} x {height} pixels, {preprocessing['mode']}, {preprocessing['resample']}")
+    if text:
+        length = "up to " if text["dynamic_length"] else ""
+        facts.add_row("texts", f"{length}{text['context_length']} tokens, vocabulary of {text['vocab_size']}")
+    facts.add_row("weights licence", licence["weights"] + (f"; {licence['credit']}" if licence["credit"] else ""))
+    facts.add_row("size", _size(record["size_bytes"]))
+    out = console()
+    out.print(facts)
+    table = Table("variant", "precision", "attention", "opset", "max abs", "cosine min", "memory")
+    memory = record.get("memory_bytes", {})
+    for variant in record["variants"]:
+        axes, fidelity = variant["axes"], variant["fidelity"] or {}
+        table.add_row(
+            variant["id"],
+            axes["precision"],
+            axes["attention"],
+            str(axes["opset"]),
+            f"{fidelity['max_abs']:.1e}" if fidelity else "not measured",
+            f"{fidelity['cosine_min']:.6f}" if fidelity else "not measured",
+            _size(memory[variant["id"]]) if variant["id"] in memory else "-",
+        )
+    out.print(table)
+    for warning in licence["warnings"]:
+        out.print(f"licence: {warning}", style="yellow")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

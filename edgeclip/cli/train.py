@@ -1,0 +1,91 @@
+"""`edgeclip train`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from edgeclip.cli.common import emit, notes
+
+EXAMPLES = """\b
+Examples:
+  edgeclip train clip_vit_tiny                                  a first run on drawn shapes: a minute, no data, no GPU
+  edgeclip train clip_vit_tiny -o runs/mine --set data=photos/ --set steps=20000
+  edgeclip train finetune -o runs/pets --set init_from=hf:openai/clip-vit-base-patch32 --set data=pets.csv
+  edgeclip train finetune --set ... --dry-run                   the resolved recipe, and whether its data opens
+  edgeclip train my_recipe.py                                   your own file, with RECIPE = Recipe(...)
+  torchrun --nproc-per-node 4 -m edgeclip train finetune ...    several GPUs
+
+\b
+The same command again goes on where the run stopped. The result, DIR/model, is a source: edgeclip export DIR/model.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("recipe")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The run's folder. Default: runs/RECIPE.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeat for more."
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on from the latest checkpoint in the folder.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show the resolved recipe, open model and data, make one batch; train nothing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(
+    recipe: str, output: Path | None, settings: tuple[str, ...], resume: bool, dry_run: bool, as_json: bool
+) -> int:
+    """Train a source model: RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune) or a .py file."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        from edgeclip.errors import MissingExtraError
+
+        raise MissingExtraError("train: PyTorch is not installed. pip install 'edgeclip[train]'") from error
+    from dataclasses import asdict
+
+    from edgeclip.models.training import load_recipe, rehearse, train, with_settings
+
+    resolved = with_settings(load_recipe(recipe), settings)
+    if dry_run:
+        report = rehearse(resolved)
+        emit({"recipe": resolved.to_json(), **report})
+        return 0
+    output = output or Path("runs") / Path(recipe).stem
+    try:
+        result = train(resolved, output, resume=resume, progress=not as_json)
+    except KeyboardInterrupt:
+        if (output / "checkpoints" / "latest").is_file():
+            notes().print(
+                f"stopped with a checkpoint in {output / 'checkpoints'}; the same command goes on from there"
+            )
+        raise
+    if os.environ.get("RANK", "0") != "0":  # under torchrun, one process speaks
+        return 0
+    if as_json:
+        emit({**asdict(result), "model": str(result.model)})
+        return 0
+    if result.best_score is not None:
+        click.echo(
+            f"best held-out score {result.best_score:.4f} at step {result.best_step} of {result.steps}"
+        )
+    if result.unreadable:
+        click.echo(f"{result.unreadable} draws of unreadable pairs were replaced by others", err=True)
+    click.echo(
+        f"{result.model}: trained, last loss {result.loss:.4f}. Next: edgeclip export {result.model} -o {output.name}-bundle"
+    )
+    return 0

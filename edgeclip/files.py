@@ -1,0 +1,98 @@
+"""Files are written whole or not at all: beside their place, flushed, then moved in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeclip.errors import InputError
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    raw = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder beside `path` that becomes `path` when the block ends without an error.
+
+    Args:
+        path: the folder to make.
+        overwrite: replace a folder that is there already; the old one goes only when the new one is whole.
+    Raises:
+        InputError: `path` exists and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: already exists. Choose another place, or pass --overwrite to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if path.exists():
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.replace(retired / "old")
+            scratch.replace(path)
+            shutil.rmtree(retired)
+        else:
+            scratch.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: object) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):  # type: ignore[attr-defined]
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where what one machine adds is kept: $EDGECLIP_CACHE, else $XDG_CACHE_HOME/edgeclip, else ~/.cache/edgeclip.
+
+    Works without $HOME: falls back to a folder of this user in the system's temporary directory.
+    """
+    if named := os.environ.get("EDGECLIP_CACHE"):
+        return Path(named)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "edgeclip"
+    try:
+        return Path.home() / ".cache" / "edgeclip"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"edgeclip-{os.getuid()}"

@@ -1,0 +1,164 @@
+"""Gather the pictograms and clip art that nano is trained on into two files: pictures.npy and items.json.
+
+Fetch the packages first (see README.md here), then:
+
+    python examples/nano/prepare.py DOWNLOADS OUTPUT
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import resvg_py
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 64  # pixels of the stored pictures
+UNTRAINED_NAMES = 200  # never shown in any style, nor as a text
+STYLES = {  # where each drawing style lies below DOWNLOADS; all permissive, see README.md
+    "noto": "emoji-datasource-google/img/google/64",
+    "fluent-3d": "fluent-emoji-3d/assets",
+    "fluent-flat": "fluent-emoji-flat/assets",
+    "fluent-modern": "fluent-emoji-modern/assets",
+}
+UNSEEN = {"twemoji": "emoji-datasource-twitter/img/twitter/64"}  # evaluate.py alone reads it
+CLIP_ART = "openclipart/usr/share/openclipart/png"
+FLAGS = 9  # emojibase's group of flags: nobody can guess the flag of a country from its name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stored picture; the i-th item describes the i-th picture."""
+
+    style: str
+    key: str  # emoji: code points; clip art: path
+    name: str
+    tags: tuple[str, ...]
+    split: str  # "train", "validation" (a tenth of Noto) or "untrained" (held-out names, every style)
+
+
+def fraction(key: str) -> float:
+    """A fixed pseudo-random number in [0, 1) for a key."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def code(name: str) -> str:
+    """Code points of a file name or hexcode, without the variation selector that packages disagree about."""
+    return "-".join(part for part in name.lower().split("-") if part != "fe0f")
+
+
+def emoji_names(downloads: Path) -> dict[str, tuple[str, tuple[str, ...], int]]:
+    """code -> (name, tags, group) of every emoji that can stand alone, skin tones left out."""
+    data = json.loads((downloads / "emojibase-data/en/data.json").read_text())
+    return {
+        code(entry["hexcode"]): (entry["label"].lower(), tuple(entry.get("tags", ())), entry["group"])
+        for entry in data
+        if entry.get("group") is not None
+    }
+
+
+def untrained(names: dict[str, tuple[str, tuple[str, ...], int]]) -> set[str]:
+    """Codes of the names that are never trained: a fixed choice among everything but flags."""
+    candidates = sorted((key for key, (_, _, group) in names.items() if group != FLAGS), key=lambda key: fraction("untrained " + key))
+    return set(candidates[:UNTRAINED_NAMES])
+
+
+def render(path: Path) -> NDArray[np.uint8]:
+    """Any picture file -> (SIDE, SIDE, 4) uint8 RGBA, proportions kept, centred on transparency."""
+    if path.suffix == ".svg":
+        data = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * SIDE, skip_system_fonts=True))
+        picture = Image.open(io.BytesIO(data)).convert("RGBA")
+    else:
+        picture = Image.open(path).convert("RGBA")
+    box = picture.getchannel("A").getbbox()
+    if box is not None and (box[2] - box[0] < picture.width / 2 and box[3] - box[1] < picture.height / 2):
+        picture = picture.crop(box)  # clip art drawn into a corner of an A4 page
+    # Resample with premultiplied alpha: transparent pixels have no colour of their own.
+    picture = picture.convert("RGBa")
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    canvas = Image.new("RGBA", (SIDE, SIDE))
+    canvas.paste(picture, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+    return np.asarray(canvas)
+
+
+def emoji_items(downloads: Path, styles: dict[str, str]) -> Iterator[tuple[Item, Path]]:
+    names = emoji_names(downloads)
+    held_out = untrained(names)
+    for style, folder in styles.items():
+        for path in sorted((downloads / folder).iterdir()):
+            key = code(path.stem)
+            if key not in names:
+                continue  # skin tones and parts
+            name, tags, _ = names[key]
+            split = "untrained" if key in held_out else "train"
+            if style == "noto" and split == "train" and fraction("validation " + key) < 0.1:
+                split = "validation"
+            yield Item(style, key, name, tags, split), path
+
+
+def clip_art_items(downloads: Path) -> Iterator[tuple[Item, Path]]:
+    """Clip art whose file name holds English words; the folders serve as tags, exact duplicates are dropped.
+
+    The pictures that the documentation shows (demo-pictures.txt) are left out, under whatever name they appear.
+    """
+    words = {word for word in Path("/usr/share/dict/words").read_text().split() if word.islower() and len(word) > 2}
+    root = downloads / CLIP_ART
+    shown = (Path(__file__).parent / "demo-pictures.txt").read_text().splitlines()
+    seen = {hashlib.sha256((root / line.split()[0]).read_bytes()).hexdigest() for line in shown}
+    for path in sorted(root.rglob("*.png")):
+        key = path.relative_to(root).as_posix()
+        if key.startswith(("special/", "unsorted/duplicates")) or path.stat().st_size > 1_000_000:
+            continue
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        parts = [part for part in re.split(r"[^a-z]+", path.stem.lower()) if part in words]
+        if not parts or digest in seen:
+            continue
+        seen.add(digest)
+        folders = tuple(part.replace("_", " ") for part in Path(key).parts[:-1] if part != "unsorted")
+        yield Item("clip-art", key, " ".join(parts[:3]), folders, "train"), path
+
+
+def store(items: Iterator[tuple[Item, Path]], output: Path, name: str) -> None:
+    """Render all and write `<name>.npy` (N, SIDE, SIDE, 4) uint8 and `<name>.json`."""
+    kept, pictures, skipped = [], [], 0
+    for item, path in items:
+        try:
+            pictures.append(render(path))
+        except Exception as error:  # a broken file in other people's packages is counted, not fatal
+            skipped += 1
+            print(f"skipped {path}: {error}", file=sys.stderr)
+            continue
+        kept.append(asdict(item))
+    output.mkdir(parents=True, exist_ok=True)
+    np.save(output / f"{name}.npy", np.stack(pictures))
+    (output / f"{name}.json").write_text(json.dumps(kept, ensure_ascii=False))
+    counts: dict[str, int] = {}
+    for item in kept:
+        label = f"{item['style']} {item['split']}"
+        counts[label] = counts.get(label, 0) + 1
+    print(name, len(kept), "pictures,", skipped, "skipped:", counts)
+
+
+def main() -> None:
+    downloads, output = Path(sys.argv[1]), Path(sys.argv[2])
+    def training() -> Iterator[tuple[Item, Path]]:
+        yield from emoji_items(downloads, STYLES)
+        yield from clip_art_items(downloads)
+
+    store(training(), output, "training")
+    if (downloads / UNSEEN["twemoji"]).exists():
+        store(emoji_items(downloads, UNSEEN), output, "unseen")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From a source model to a verified bundle. Needs PyTorch and onnx; nothing here is imported on a device."""

@@ -1,0 +1,268 @@
+"""Export a source model into a verified bundle.
+
+report = export_bundle(load_source("hf:openai/clip-vit-base-patch32"), Path("clip-b32"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip import __version__
+from edgeclip.bundle import Axes, Bundle, Manifest, Variant, identity, seal
+from edgeclip.errors import InputError
+from edgeclip.export import parity
+from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
+from edgeclip.export.golden import golden_file, golden_pixels
+from edgeclip.export.onnx_graph import trace
+from edgeclip.export.parity import Parity, Samples
+from edgeclip.export.passes import PassReport, store_fp16
+from edgeclip.export.samples import (
+    EXTREME_TEXTS,
+    TEXTS,
+    encode,
+    made_up_pictures,
+    pictures_in,
+    pixels_of,
+    texts_in,
+)
+from edgeclip.export.targets import Flavour, flavours_for
+from edgeclip.export.towers import Kind, TracedTower, tower_of
+from edgeclip.export.weights import save_graphs
+from edgeclip.files import new_folder, write_file
+from edgeclip.models.source import Source
+from edgeclip.runtime.verify import verify
+
+log = logging.getLogger(__name__)
+
+GRAPHS, TOKENIZER, GOLDEN = "graphs", "tokenizer.json", "golden.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Everything that may be chosen about an export."""
+
+    targets: tuple[str, ...] = ("all",)  # of targets.TARGETS
+    images: Path | None = None  # folder of pictures for the comparison; None: made-up ones
+    texts: Path | None = None  # file of texts for it, one a line; None: built-in ones
+    tolerance: float | None = None  # of the comparison; None: the precision's own, see parity.TOLERANCES
+    store: Literal["fp32", "fp16"] = (
+        "fp32"  # of the weights in the files; fp16 halves them, engines compute in fp32
+    )
+    threads: int | None = None  # of the engine in the comparison
+    overwrite: bool = False
+    keep_failed: bool = False  # a bundle that failed is kept at <output>.failed
+    revision: str | None = None  # of the source, for its provenance
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was done, how long it took and how well the result agrees with its source."""
+
+    bundle: Bundle
+    parities: tuple[Parity, ...]
+    passes: dict[str, list[PassReport]]  # by variant
+    seconds: dict[str, float]  # by step
+    warnings: tuple[str, ...]  # of the licence passport
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "path": str(self.bundle.root),
+            "model_id": self.bundle.manifest.model_id,
+            "size_bytes": sum(entry.size for entry in self.bundle.manifest.files.values()),
+            "variants": [asdict(parity) for parity in self.parities],
+            "passes": {name: [asdict(report) for report in reports] for name, reports in self.passes.items()},
+            "seconds": {step: round(seconds, 2) for step, seconds in self.seconds.items()},
+            "licence": asdict(self.bundle.manifest.licence),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass
+class _Steps:
+    """Times what is done and tells of it: `tell` gets each step's name when it starts, with its seconds when it ends."""
+
+    tell: Callable[[str, float | None], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.tell(name, None)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.tell(name, self.seconds[name])
+        log.info("%s: %.1f s", name, self.seconds[name])
+
+
+def export_bundle(
+    source: Source,
+    output: Path,
+    *,
+    settings: ExportSettings | None = None,
+    tell: Callable[[str, float | None], None] = lambda name, seconds: None,
+) -> ExportReport:
+    """Trace both towers, prove that they agree with the source, and pack them as a bundle.
+
+    Args:
+        source: as `load_source` gives it; its model is put into eval mode.
+        output: the folder to make. It appears whole, or not at all.
+        tell: called with each step's name when it starts (None) and with its seconds when it ends.
+    Raises:
+        InputError: an unknown target, an output that is there already, pictures or texts that cannot be used.
+        SourceError: the model's class has no traceable forward.
+        CheckFailed: a figure fell short; says which.
+    """
+    settings = settings or ExportSettings()
+    steps = _Steps(tell)
+    flavours = flavours_for(settings.targets)
+    if settings.tolerance is not None and not settings.tolerance > 0:
+        raise InputError(f"--tolerance: expected a number above 0, got {settings.tolerance}.")
+    source.model.eval()
+    with new_folder(output, overwrite=settings.overwrite) as scratch:
+        write_file(scratch / TOKENIZER, source.tokenizer_json)
+        with steps("run the source on pictures and texts"):
+            samples = _samples(source, scratch / TOKENIZER, settings)
+            _write_golden(source, scratch)
+        variants: list[Variant] = []
+        passes: dict[str, list[PassReport]] = {}
+        kinds: tuple[Kind, ...] = ("image", "text")
+        for kind in kinds:
+            made, reports = _write_tower(tower_of(source, kind, flavours), scratch, settings, steps)
+            variants += made
+            passes |= reports
+        manifest = _manifest(source, variants, settings, passes)
+        parities = []
+        for variant in variants:
+            with steps(f"compare {variant.id} with the source"):
+                unsealed = Bundle(scratch, manifest, "")
+                parities.append(
+                    parity.compare(
+                        unsealed, variant, samples, tolerance=settings.tolerance, threads=settings.threads
+                    )
+                )
+        measured = tuple(replace(v, fidelity=p.fidelity) for v, p in zip(variants, parities, strict=True))
+        with steps("seal and verify the bundle"):
+            bundle = seal(scratch, replace(manifest, variants=measured))
+            with _kept(scratch, output, settings.keep_failed):
+                parity.require(parities, str(output))
+                verify(bundle, threads=settings.threads).require()
+    bundle = replace(bundle, root=output.resolve())
+    return ExportReport(bundle, tuple(parities), passes, steps.seconds, source.licence.warnings)
+
+
+def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Samples:
+    pictures = pictures_in(settings.images) if settings.images else made_up_pictures()
+    texts = (texts_in(settings.texts) if settings.texts else TEXTS) + EXTREME_TEXTS
+    pixels = pixels_of(pictures, source.preprocessing)
+    encoded = encode(texts, tokenizer, source.text)
+    return Samples(pixels, encoded, *parity.source_rows(source, pixels, encoded.input_ids))
+
+
+def _write_golden(source: Source, folder: Path) -> None:
+    pictures, pixels = golden_pixels(source.preprocessing)
+    ids: NDArray[np.int32] = encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
+    image_rows, text_rows = parity.source_rows(source, pixels, ids)
+    write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows))
+
+
+def _write_tower(
+    tower: TracedTower, folder: Path, settings: ExportSettings, steps: _Steps
+) -> tuple[list[Variant], dict[str, list[PassReport]]]:
+    extra = (store_fp16,) if settings.store == "fp16" else ()
+    models, passes = [], {}
+    for flavour in tower.flavours:
+        name = _variant_id(tower, flavour, settings)
+        with steps(f"trace {name}"):
+            model, passes[name] = trace(tower, flavour, extra)
+        models.append((name, model))
+    with steps(f"write the {tower.kind} tower"):
+        files = save_graphs(models, folder / GRAPHS, tower.kind)
+    return [_variant(tower, flavour, settings, files) for flavour in tower.flavours], passes
+
+
+def _variant_id(tower: TracedTower, flavour: Flavour, settings: ExportSettings) -> str:
+    attention = "" if flavour.attention == "none" else f"-{flavour.attention}"
+    return f"{tower.kind}-{settings.store}{attention}"
+
+
+def _variant(
+    tower: TracedTower, flavour: Flavour, settings: ExportSettings, files: dict[str, tuple[str, ...]]
+) -> Variant:
+    name = _variant_id(tower, flavour, settings)
+    return Variant(
+        id=name,
+        tower=tower.kind,
+        axes=Axes(settings.store, flavour.attention, flavour.opset),
+        files=tuple(f"{GRAPHS}/{file}" for file in files[name]),
+        inputs=(tower.input,),
+        outputs=(tower.output,),
+        requires=dict(flavour.requires),
+    )
+
+
+def _manifest(
+    source: Source, variants: list[Variant], settings: ExportSettings, passes: dict[str, list[PassReport]]
+) -> Manifest:
+    model, text = source.model, replace(source.text, tokenizer=TOKENIZER)
+    tokenizer = hashlib.sha256(source.tokenizer_json).hexdigest()
+    return Manifest(
+        name=source.name,
+        model_id=identity(
+            source.digest, source.family, source.preprocessing, text, tokenizer, source.pooling
+        ),
+        family=source.family,
+        embedding_dim=source.embedding_dim,
+        activation=source.activation,
+        logit_scale=math.exp(
+            float(model.logit_scale.detach())
+        ),  # stored as a logarithm; not cut: sigmoid families pass 100
+        logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach()),
+        variants=tuple(variants),
+        preprocessing=source.preprocessing,
+        text=text,
+        licence=source.licence,
+        files={},
+        golden=GOLDEN,
+        templates=source.templates,
+        source=source.spec,
+        source_digest=source.digest,
+        created_by=f"edgeclip {__version__}",
+        provenance={
+            "revision": settings.revision,
+            "targets": list(settings.targets),
+            "versions": {
+                name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+            },
+            "python": platform.python_version(),
+            "passes": {name: [asdict(report) for report in reports] for name, reports in passes.items()},
+        },
+    )
+
+
+@contextlib.contextmanager
+def _kept(scratch: Path, output: Path, keep: bool) -> Iterator[None]:
+    """On an error, leave a copy of the sealed bundle at <output>.failed if that was asked for."""
+    try:
+        yield
+    except Exception:
+        if keep:
+            failed = output.with_name(f"{output.name}.failed")
+            shutil.rmtree(failed, ignore_errors=True)
+            shutil.copytree(scratch, failed)
+            log.warning("the bundle that failed is kept at %s", failed)
+        raise

@@ -1,0 +1,273 @@
+"""Traceable towers of the canonical CLIP.
+
+What differs from the source's own forward, none of which changes the function: the softmax scale is folded into the query
+weights; weights are stored as MatMul reads them; the last block computes only the token that is pooled (its keys and values
+still see every token), a twelfth of three quarters of a 12-block tower; an attention pool's learned query is computed once.
+Shapes: N batch, T tokens, W width, h heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from edgeclip.models.clip import AttentionalPooler, Block, Clip, ImageTower, MapHead, Mlp, TextTower, activate
+
+ATTENTION = True
+
+# Added to the score of a position that may not be attended to. Half of fp16's lowest finite value: no score added to it
+# overflows in any precision, and its exponential is zero in all of them.
+MASKED = -32752.0
+
+Rows = Callable[[Tensor], Tensor]  # (N, T, W) -> (N, 1, W): the token that is pooled
+
+
+def image_tower(model: Clip) -> tuple[nn.Module, dict[str, int]]:
+    """-> (pixels (N, 3, H, W) -> (N, D), expected operators)."""
+    tower = _Image(model.image)
+    return tower, _expected(tower, model.config.image.blocks.layers)
+
+
+def text_tower(model: Clip) -> tuple[nn.Module, dict[str, int]]:
+    """-> (input_ids (N, L) int32 -> (N, D), expected operators)."""
+    tower = _Text(model.text)
+    return tower, _expected(tower, model.config.text.blocks.layers)
+
+
+def set_flavour(module: nn.Module, attention: str) -> None:
+    """Write every attention below `module` as "op" or "decomposed"."""
+    for part in module.modules():
+        if isinstance(part, _Attend):
+            part.as_op = attention == "op"
+
+
+def _expected(tower: nn.Module, layers: int) -> dict[str, int]:
+    counts = {
+        kind: sum(isinstance(m, kind) for m in tower.modules()) for kind in (nn.LayerNorm, _Linear, _Attend)
+    }
+    return {
+        "LayerNormalization": counts[nn.LayerNorm],
+        "linears": counts[_Linear],  # four a block: q, k and v are one
+        "attentions": counts[_Attend],
+        "fused_qkv": layers,
+    }
+
+
+class _Linear(nn.Module):
+    """x @ weight + bias with the weight as (in, out). `scaled`: so many leading outputs are multiplied by `scale`."""
+
+    def __init__(self, *linears: nn.Linear, scaled: int = 0, scale: float = 1.0) -> None:
+        super().__init__()
+        weight = torch.cat([linear.weight.detach() for linear in linears]).clone()
+        weight[:scaled] *= scale
+        self.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+        self.bias = None
+        if linears[0].bias is not None:
+            bias = torch.cat([linear.bias.detach() for linear in linears]).clone()
+            bias[:scaled] *= scale
+            self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class _Attend(nn.Module):
+    """Softmax of query-key products (the scale is in q already), times the values."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.as_op = heads, False
+
+    def split(self, x: Tensor) -> Tensor:
+        """(N, T, W) -> (N, h, T, d)."""
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            q: (N, h, Q, d), or (1, h, Q, d) for queries that are the same for every row.
+            k, v: (N, T, W).
+            mask: additive, broadcast to (N, h, Q, T).
+            causal: the mask says no more than that no query sees later keys; the operator has its own form of it, which
+                is the one that fused kernels know.
+        Returns:
+            (N, Q, W).
+        """
+        k, v = self.split(k), self.split(v)
+        if self.as_op:
+            if q.shape[0] == 1:  # learned queries: the operator does not broadcast them
+                q = q.expand(k.shape[0], -1, -1, -1)
+            if causal or mask is None:
+                y = torch.onnx.ops.attention(q, k, v, is_causal=causal, scale=1.0)[0]
+            else:  # onnxruntime wants a row of the mask for each query
+                rows = mask.expand(-1, -1, q.shape[2], -1)
+                y = torch.onnx.ops.attention(q, k, v, rows, scale=1.0)[0]
+        else:
+            scores = q @ k.transpose(-1, -2)
+            y = torch.softmax(scores if mask is None else scores + mask, dim=-1) @ v
+        return y.transpose(1, 2).flatten(2)
+
+
+class _Mlp(nn.Module):
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.activation = mlp.activation
+        self.fc1, self.fc2 = _Linear(mlp.fc1), _Linear(mlp.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(activate(self.fc1(x), self.activation))
+        return y
+
+
+class _Block(nn.Module):
+    """A residual block; with `rows`, only for the token that `rows` takes."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        heads, width = block.attention.heads, block.attention.out.in_features
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv = _Linear(block.attention.qkv, scaled=width, scale=(width // heads) ** -0.5)
+        self.attend = _Attend(heads)
+        self.out = _Linear(block.attention.out)
+        self.mlp = _Mlp(block.mlp)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool, rows: Rows | None) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        if rows is not None:
+            q, x = rows(q), rows(x)
+        x = x + self.out(self.attend(self.attend.split(q), k, v, mask, causal))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+def _blocks(tower: ImageTower | TextTower) -> nn.ModuleList:
+    return nn.ModuleList(_Block(block) for block in tower.blocks if isinstance(block, Block))
+
+
+class _PoolHead(nn.Module):
+    """Learned queries attend to all tokens: SigLIP's head and OpenCLIP's pooler."""
+
+    def __init__(self, head: MapHead | AttentionalPooler) -> None:
+        super().__init__()
+        linears: tuple[nn.Linear, ...]
+        with torch.no_grad():
+            if isinstance(head, MapHead):
+                queries, linears = head.q(head.probe), (head.kv,)
+            else:
+                queries, linears = head.q(head.norm_q(head.query))[None], (head.k, head.v)
+        self.norm_k = None if isinstance(head, MapHead) else head.norm_k
+        self.norm = head.norm if isinstance(head, MapHead) else None
+        self.mlp = _Mlp(head.mlp) if isinstance(head, MapHead) else None
+        self.attend = _Attend(head.heads)
+        q = self.attend.split(queries) * (queries.shape[-1] // head.heads) ** -0.5
+        self.q = nn.Parameter(q.contiguous(), requires_grad=False)  # (1, h, Q, d)
+        self.kv, self.out = _Linear(*linears), _Linear(head.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, W) -> (N, Q, W')."""
+        k, v = self.kv(x if self.norm_k is None else self.norm_k(x)).chunk(2, dim=-1)
+        y: Tensor = self.out(self.attend(self.q, k, v))
+        if self.mlp is not None and self.norm is not None:
+            y = y + self.mlp(self.norm(y))
+        return y
+
+
+class _Image(nn.Module):
+    def __init__(self, tower: ImageTower) -> None:
+        super().__init__()
+        self.config = tower.config
+        self.patches, self.norm_pre, self.norm_post = tower.patches, tower.norm_pre, tower.norm_post
+        self.class_token, self.position = tower.class_token, tower.position
+        self.blocks = _blocks(tower)
+        self.head = None if tower.head is None else _PoolHead(tower.head)
+        self.projection = None if tower.projection is None else _Linear(tower.projection)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x: Tensor = self.patches(pixels).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)
+        if self.position is not None:
+            x = x + self.position
+        if self.norm_pre is not None:
+            x = self.norm_pre(x)
+        only = (lambda tokens: tokens[:, :1]) if self.config.pool == "cls" else None
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x, None, False, only if i == len(self.blocks) else None)
+        x = self._pool(x)
+        return x if self.projection is None else self.projection(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """(N, T, W) -> (N, W), by the config's rule: the order of norm and pool is the source's own."""
+        config = self.config
+        if self.norm_post is not None and not config.norm_after_pool:
+            x = self.norm_post(x)
+        if self.head is not None:
+            x = self.head(x)
+            if config.pool == "map":
+                x = x[:, 0]
+        elif config.pool == "cls":
+            x = x[:, 0]
+        else:
+            x = x[:, int(config.class_token) :].mean(dim=1)
+        if self.norm_post is not None and config.norm_after_pool:
+            x = self.norm_post(x)
+        if config.pool == "attentional":
+            return x[:, 0]
+        return x[:, 1:].mean(dim=1) if config.pool == "attentional_avg" else x
+
+
+class _Text(nn.Module):
+    def __init__(self, tower: TextTower) -> None:
+        super().__init__()
+        self.config = tower.config
+        self.embedding, self.position = tower.embedding, tower.position
+        self.blocks = _blocks(tower)
+        self.norm_final = tower.norm_final
+        self.projection = None if tower.projection is None else _Linear(tower.projection)
+        length = tower.config.context_length
+        later = torch.ones(length, length).triu(1) * MASKED  # row = query
+        self.later = nn.Buffer(later) if tower.config.causal else None
+        self.order = nn.Buffer(torch.arange(length).float())
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        x = self.embedding(input_ids) + self.position[:length]
+        position = self._pooled(input_ids)  # (N,)
+        mask = last_mask = None
+        if self.later is not None:
+            mask = self.later[:length, :length]
+            last_mask = mask.index_select(0, position)[
+                :, None, None, :
+            ]  # (N, 1, 1, L): the pooled query's row
+        elif self.config.mask_padding:
+            mask = last_mask = ((input_ids == self.config.pad_id).float() * MASKED)[:, None, None, :]
+
+        def pooled(tokens: Tensor) -> Tensor:
+            where = position[:, None, None].expand(-1, 1, tokens.shape[-1])
+            return torch.gather(tokens, 1, where)
+
+        for i, block in enumerate(self.blocks, 1):
+            if i < len(self.blocks):
+                x = block(x, mask, self.later is not None, None)
+            else:
+                x = block(x, last_mask, False, pooled)
+        last: Tensor = self.norm_final(x)[:, 0]
+        return last if self.projection is None else self.projection(last)
+
+    def _pooled(self, input_ids: Tensor) -> Tensor:
+        """(N, L) -> (N,) the position that stands for the text.
+
+        The first of several candidates by arithmetic, not by how an engine's ArgMax breaks ties; in float32, which holds
+        every id below 2**24, because not every engine has an ArgMax of integers.
+        """
+        config, order = self.config, self.order[: input_ids.shape[1]]
+        ids = input_ids.float()
+        if config.pool in ("last", "first"):
+            return (ids * 0 + (order if config.pool == "last" else -order)).argmax(dim=-1)
+        wanted = ids.amax(dim=-1, keepdim=True) if config.pool == "argmax" else config.eos_id
+        return ((ids == wanted).float() * (2 * config.context_length) - order).argmax(dim=-1)

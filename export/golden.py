@@ -1,0 +1,43 @@
+"""Golden inputs and outputs that travel in the bundle: what `verify` replays on a device, without the source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from edgeclip.bundle import Preprocessing
+from edgeclip.export.samples import made_up_pictures, pixels_of
+
+PICTURES = (1, 8)  # of the made-up ones: different shapes and colours
+TEXTS = ("a photo of a cat", "two dogs", "東京タワーの夜景 🌃")
+
+
+def golden_pixels(spec: Preprocessing) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
+    """-> (pictures (H, W, 3) uint8, what the runtime makes of them (N, 3, H, W))."""
+    every = made_up_pictures(max(PICTURES) + 1)
+    pictures = [every[i] for i in PICTURES]
+    return pictures, pixels_of(pictures, spec)
+
+
+def golden_file(
+    pictures: Sequence[NDArray[np.uint8]],
+    pixels: NDArray[np.float32],
+    image_rows: NDArray[np.float32],
+    input_ids: NDArray[np.int32],
+    text_rows: NDArray[np.float32],
+) -> bytes:
+    """The safetensors file's content; its layout is described in runtime/verify.py."""
+    arrays: dict[str, NDArray[Any]] = {
+        **{f"pictures/{i}": np.ascontiguousarray(picture) for i, picture in enumerate(pictures)},
+        "pixels": pixels,
+        "image_embeddings": image_rows,
+        "input_ids": input_ids,
+        "text_embeddings": text_rows,
+    }
+    content: bytes = save(arrays, metadata={"texts": json.dumps(TEXTS, ensure_ascii=False)})
+    return content

@@ -1,0 +1,129 @@
+"""From a traced tower to a checked ONNX graph: torch.onnx.export, the passes, then the checks."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+
+from edgeclip.bundle import Port
+from edgeclip.errors import CheckFailed, MissingExtraError
+from edgeclip.export.passes import PASSES, Pass, PassReport
+from edgeclip.export.targets import Flavour
+from edgeclip.export.towers import TracedTower
+
+_BATCH = torch.export.Dim("N", min=1, max=1 << 16)
+# What a graph must not hold: a norm taken apart loses its fp32 accumulation, a BatchNormalization was left unfolded.
+_FORBIDDEN = ("ReduceMean", "Pow", "BatchNormalization", "Dropout", "IsNaN", "Loop", "If", "Scan")
+_ALLOWED_MEANS = 1  # of the image tower's average pool
+_DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
+
+
+def trace(
+    tower: TracedTower, flavour: Flavour, extra: tuple[Pass, ...] = ()
+) -> tuple[ir.Model, list[PassReport]]:
+    """Trace a tower and rewrite the graph.
+
+    Args:
+        extra: passes before the last one, which gives the names.
+    Raises:
+        MissingExtraError: this PyTorch cannot write the Attention operator.
+        CheckFailed: the graph is not what the tower promised; a bug of ours or a change in the exporter.
+    """
+    if flavour.attention == "op" and not hasattr(torch.onnx, "ops"):
+        raise MissingExtraError(
+            f"PyTorch {torch.__version__} cannot write ONNX's Attention operator. "
+            "Run: pip install -U torch, or choose --target portable."
+        )
+    with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        warnings.simplefilter("ignore")
+        log = logging.getLogger("torch.onnx")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                tower.flavoured(flavour).eval(),
+                (tower.example,),
+                dynamo=True,
+                opset_version=flavour.opset,
+                input_names=[tower.input.name],
+                output_names=[tower.output.name],
+                dynamic_shapes=(_dynamic(tower),),
+                verbose=False,
+            )
+        finally:
+            log.setLevel(level)
+    assert program is not None
+    model = program.model
+    model.ir_version = flavour.ir_version
+    model.producer_name, model.producer_version = "edgeclip", None
+    model.graph.name = f"{tower.kind}_tower"
+    reports = [step(model) for step in (*PASSES[:-1], *extra, PASSES[-1])]
+    check(model, tower, flavour)
+    return model, reports
+
+
+def _dynamic(tower: TracedTower) -> dict[int, object]:
+    """Axis -> its range. The batch has no upper end; the length ends where the position embedding does."""
+    length = tower.example.shape[1]
+    ranges = {"N": _BATCH, "L": torch.export.Dim("L", min=1, max=length)}
+    return {axis: ranges[size] for axis, size in enumerate(tower.input.shape) if isinstance(size, str)}
+
+
+def count(model: ir.Model) -> dict[str, int]:
+    """How often each operator stands in the graph, and under lower-case names what the checks go by."""
+    counts: dict[str, int] = {"linears": 0, "attentions": 0, "fused_qkv": 0}
+    for node in model.graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+        if node.op_type in ("MatMul", "Gemm") and (weight := _weight(node.inputs[1])):
+            counts["linears"] += 1
+            counts["fused_qkv"] += weight.removesuffix(".fp16").endswith("qkv.weight")
+    counts["attentions"] = counts.get("Attention", 0) or counts.get("Softmax", 0)
+    return counts
+
+
+def check(model: ir.Model, tower: TracedTower, flavour: Flavour) -> None:
+    """Raise CheckFailed unless the graph is what the tower promised: ports, opset, operators, every weight read once."""
+    where = f"{tower.kind} tower ({flavour.attention})"
+    for port, value in ((tower.input, model.graph.inputs[0]), (tower.output, model.graph.outputs[0])):
+        _check_port(where, port, value)
+    if len(model.graph.inputs) != 1 or len(model.graph.outputs) != 1:
+        raise CheckFailed(f"{where}: expected one input and one output, the exporter made more.")
+    if model.opset_imports != {"": flavour.opset} or any(node.domain for node in model.graph):
+        raise CheckFailed(
+            f"{where}: expected only standard operators of opset {flavour.opset}, got {model.opset_imports}."
+        )
+    counts = count(model)
+    _check_counts(where, counts, tower.expected)
+    for op in _FORBIDDEN:
+        if counts.get(op, 0) > (_ALLOWED_MEANS if op == "ReduceMean" else 0):
+            raise CheckFailed(f"{where}: the graph holds {counts[op]} {op}, expected none.")
+
+
+def _check_counts(where: str, counts: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    for name, wanted in expected.items():
+        if counts.get(name, 0) != wanted:
+            raise CheckFailed(
+                f"{where}: expected {wanted} {name} in the graph, found {counts.get(name, 0)}. "
+                "Please report it with the versions of torch and onnxscript."
+            )
+
+
+def _check_port(where: str, port: Port, value: ir.Value) -> None:
+    found = tuple(size if isinstance(size, int) else str(size) for size in value.shape or ())
+    if (value.name, value.dtype, found) != (port.name, _DTYPES[port.dtype], port.shape):
+        raise CheckFailed(
+            f"{where}: expected {port.name} {port.dtype} {port.shape}, the graph has {value.name} {value.dtype} {found}."
+        )
+
+
+def _weight(value: ir.Value | None) -> str | None:
+    """The name of the initializer behind a value, through a Cast or a Transpose; None for an activation."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in ("Cast", "Transpose"):
+            return None
+        value = node.inputs[0]
+    return value.name if value is not None and value.is_initializer() else None

@@ -1,0 +1,121 @@
+"""Small rewrites of a freshly traced graph. Each says how many places it changed, and why it left each near miss.
+
+None of them fuses: what an engine fuses at load time it knows best itself. They make the graph plain for every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did to one graph."""
+
+    name: str
+    changed: int
+    near_misses: tuple[str, ...] = ()  # "<node>: reason"
+
+
+Pass = Callable[[ir.Model], PassReport]
+
+
+def copy_batch_sizes(model: ir.Model) -> PassReport:
+    """Give every Reshape a constant target: 0 where a size is copied from the input, one -1 where it follows.
+
+    The exporter computes targets from Shape nodes, which hide the heads from the fusions of engines.
+    """
+    changed, missed = 0, []
+    for node in _nodes(model, "Reshape"):
+        data, target, result = node.inputs[0], node.inputs[1], node.outputs[0]
+        if data is None or target is None or target.const_value is not None:
+            continue
+        if data.shape is None or result.shape is None:
+            missed.append(f"{node.name}: shape unknown")
+            continue
+        sizes = [_target_size(size, i, data.shape) for i, size in enumerate(result.shape)]
+        if sizes.count(-1) > 1:
+            missed.append(f"{node.name}: {data.shape} -> {result.shape} leaves two sizes open")
+            continue
+        constant = ir.Value(name=f"{node.name}.shape", const_value=ir.tensor(np.array(sizes, np.int64)))
+        model.graph.register_initializer(constant)
+        node.replace_input_with(1, constant)
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        changed += 1
+    return PassReport("copy_batch_sizes", changed, tuple(missed))
+
+
+def remove_unused(model: ir.Model) -> PassReport:
+    """Drop nodes and initializers that nothing reads."""
+    before = len(model.graph) + len(model.graph.initializers)
+    common.RemoveUnusedNodesPass()(model)
+    return PassReport("remove_unused", before - len(model.graph) - len(model.graph.initializers))
+
+
+def share_initializers(model: ir.Model) -> PassReport:
+    """Let equal initializers be one."""
+    before = len(model.graph.initializers)
+    common.DeduplicateHashedInitializersPass()(model)
+    return PassReport("share_initializers", before - len(model.graph.initializers))
+
+
+def tidy_names(model: ir.Model) -> PassReport:
+    """Stable names: parameters as in the checkpoint, nodes and values by operator and count. Drops traces of the exporter."""
+    common.ClearMetadataAndDocStringPass()(model)
+    for i, value in enumerate(list(model.graph.initializers.values())):
+        name = value.name or ""
+        value.name = name.removeprefix("tower.") if name.startswith("tower.") else f"constant_{i}"
+    changed = 0
+    outputs = set(model.graph.outputs)
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        number = counts[node.op_type] = counts.get(node.op_type, -1) + 1
+        node.name = f"{node.op_type}_{number}"
+        for k, value in enumerate(node.outputs):
+            if value not in outputs:
+                value.name = f"{node.name}:{k}"
+                changed += 1
+    return PassReport("tidy_names", changed)
+
+
+def store_fp16(model: ir.Model) -> PassReport:
+    """Keep large fp32 weights as fp16 with a Cast back to fp32, which engines fold when they load: half the size on disk."""
+    changed, missed = 0, []
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.dtype != ir.DataType.FLOAT or tensor.size < SMALL:
+            continue
+        array = tensor.numpy()
+        if np.abs(array).max() > np.finfo(np.float16).max:
+            missed.append(f"{name}: holds values beyond fp16's 65504")
+            continue
+        stored = ir.Value(name=f"{name}.fp16", const_value=ir.tensor(array.astype(np.float16)))
+        cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT})
+        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        value.replace_all_uses_with(cast.outputs[0])
+        del model.graph.initializers[name]
+        model.graph.register_initializer(stored)
+        model.graph.insert_before(model.graph[0], cast)
+        changed += 1
+    return PassReport("store_fp16", changed, tuple(missed))
+
+
+SMALL = 64  # elements: a scalar or a bias of this size is not worth a Cast
+
+# In this order: what is rewritten leaves unused nodes, and names come last.
+PASSES: tuple[Pass, ...] = (copy_batch_sizes, remove_unused, share_initializers, tidy_names)
+
+
+def _target_size(size: int | ir.SymbolicDim, axis: int, data: ir.Shape) -> int:
+    if isinstance(size, int):
+        return size
+    return 0 if axis < len(data) and data[axis] == size else -1
+
+
+def _nodes(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
+    return (node for node in list(model.graph) if node.op_type == op_type)

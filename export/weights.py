@@ -1,0 +1,71 @@
+"""Large tensors of one tower, stored once beside its graphs: <tower>-<hash>.bin, shared by every flavour.
+
+onnxruntime maps the file into memory and refuses paths that leave the graph's folder, so it lies in that folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+ALIGNMENT = 4096  # bytes; a memory page
+MIN_BYTES = 1024  # of a tensor that moves out of the graph
+EMBED_BELOW = 8 << 20  # bytes of a graph's weights: such a tower keeps them in its graph files
+
+
+def save_graphs(
+    models: Sequence[tuple[str, ir.Model]], folder: Path, stem: str
+) -> dict[str, tuple[str, ...]]:
+    """Write the flavours of one tower.
+
+    Args:
+        models: (variant id, graph). The graphs' tensors are replaced by references into the shared file.
+        folder: where `<id>.onnx` and the shared file go.
+        stem: first part of the shared file's name, e.g. "image".
+    Returns:
+        variant id -> file names, the graph first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shared: tuple[str, ...] = ()
+    if any(sum(tensor.nbytes for _, tensor in _large(model)) >= EMBED_BELOW for _, model in models):
+        shared = (_share([pair for _, model in models for pair in _large(model)], folder, stem),)
+    for name, model in models:
+        ir.save(model, folder / f"{name}.onnx")
+    return {name: (f"{name}.onnx", *shared) for name, _ in models}
+
+
+def _large(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.nbytes >= MIN_BYTES:
+            yield value, value.const_value
+
+
+def _share(tensors: Sequence[tuple[ir.Value, ir.TensorProtocol]], folder: Path, stem: str) -> str:
+    """Write each different tensor once and point every value at its place. -> the file's name."""
+    places: dict[bytes, tuple[int, int]] = {}  # SHA-256 of a tensor's bytes -> offset, length
+    keys = []
+    scratch = folder / f".{stem}.bin"
+    with scratch.open("wb") as stream:
+        for _, tensor in tensors:
+            raw = tensor.tobytes()
+            key = hashlib.sha256(raw).digest()
+            if key not in places:
+                stream.write(bytes(-stream.tell() % ALIGNMENT))
+                places[key] = (stream.tell(), len(raw))
+                stream.write(raw)
+            keys.append(key)
+    name = f"{stem}-{hashlib.sha256(b''.join(places)).hexdigest()[:12]}.bin"
+    scratch.replace(folder / name)
+    for (value, tensor), key in zip(tensors, keys, strict=True):
+        value.const_value = ir.ExternalTensor(
+            name,
+            *places[key],
+            tensor.dtype,
+            shape=ir.Shape(tensor.numpy().shape),
+            name=str(value.name),
+            base_dir=folder,
+        )
+    return name

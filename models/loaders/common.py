@@ -1,0 +1,142 @@
+"""What every checkpoint format says in the same way: licence, tokenizer settings, checks across config and tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edgeclip.bundle.manifest import Licence, TextSettings
+from edgeclip.errors import SourceError
+from edgeclip.models.config import TextConfig
+from edgeclip.models.source import DualEncoder
+
+log = logging.getLogger(__name__)
+
+PHOTO_TEMPLATES = ("a photo of a {}.",)  # of models trained on photographs
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_LISTS = ("image_size", "patch_size", "eos_token_id")  # settings that may hold a list instead of a number
+# licence ids of model cards that do not allow every use; anything else unknown is passed on as it stands
+_RESEARCH_ONLY = ("-nc", "noncommercial", "research", "amlr", "apple-", "fair-")
+
+
+def overlay(defaults: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
+    """A config section over its defaults, each value of its default's kind; null stands for the default.
+
+    Keys without a default are passed on as they are; sizes may be lists; a default of None takes anything.
+
+    Raises:
+        SourceError: a value of another kind, a negative number, or 0 where the default is not.
+    """
+    for key, value in own.items():
+        default = defaults.get(key)
+        if default is None or value is None or (isinstance(value, list) and key in _LISTS):
+            continue
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if type(value) not in kinds or (type(value) in (int, float) and value < min(default, 1)):
+            raise SourceError(f"{where}.{key}: expected {kinds[-1].__name__}, got {value!r}.")
+    return {**defaults, **{key: value for key, value in own.items() if value is not None}}
+
+
+def check_heads(width: int, heads: int, where: str) -> None:
+    """Raises SourceError if the heads do not divide the width."""
+    if heads < 1 or width % heads:
+        raise SourceError(f"{where}: {heads} heads do not divide a width of {width}.")
+
+
+def pair(value: Any, where: str) -> tuple[int, int]:
+    """(H, W) from a number or a list of two. Raises SourceError on anything else."""
+    if type(value) is int:
+        return value, value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value):
+        return value[0], value[1]
+    raise SourceError(f"{where}: expected a size in pixels or [height, width], got {value!r}.")
+
+
+def triple(value: Any, where: str) -> tuple[float, float, float]:
+    """Three numbers, RGB. Raises SourceError on anything else."""
+    if isinstance(value, list | tuple) and len(value) == 3 and all(type(x) in (int, float) for x in value):
+        return float(value[0]), float(value[1]), float(value[2])
+    raise SourceError(f"{where}: expected three numbers (RGB), got {value!r}.")
+
+
+def read_licence(folder: Path) -> Licence:
+    """The licence that the folder's model card states in its front matter; "unknown" and a warning without one."""
+    card = folder / "README.md"
+    stated = ""
+    if card.is_file():
+        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines and lines[0].strip() == "---":
+            for line in lines[1:]:
+                if line.strip() == "---":
+                    break
+                key, colon, value = line.partition(":")
+                if colon and key == "license":
+                    stated = value.strip().strip("\"'")
+    if not stated:
+        warning = "the source states no licence for its weights: find out before you ship them"
+    elif any(mark in stated.lower() for mark in _RESEARCH_ONLY) or stated == "other":
+        warning = f"the weights' licence {stated!r} may not allow every use: read it before you ship them"
+    else:
+        return Licence(weights=stated)
+    log.warning("%s: %s", folder, warning)
+    return Licence(weights=stated or "unknown", warnings=(warning,))
+
+
+def text_settings(
+    config: TextConfig,
+    tokenizer_json: bytes,
+    *,
+    pad_id: int,
+    clean: Any,
+    where: str,
+    limit: int | None = None,
+) -> TextSettings:
+    """Settings that fit both the text tower and its tokenizer.
+
+    Args:
+        limit: the tokenizer's own largest length, where it states one.
+    Raises:
+        SourceError: the tokenizer makes ids that the tower has no rows for, or never makes the id that it pools.
+    """
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    ids = tokenizer.encode("a").ids
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if max(largest, pad_id) >= config.vocab_size:
+        raise SourceError(
+            f"{where}: the tokenizer's largest id is {max(largest, pad_id)}, but the text tower has "
+            f"{config.vocab_size} rows. This tokenizer belongs to another model."
+        )
+    eos_id = ids[-1]
+    if config.pool == "eos" and eos_id != config.eos_id:
+        raise SourceError(
+            f"{where}: the text tower pools at id {config.eos_id}, but its tokenizer ends texts with {eos_id}. "
+            "Correct eos_token_id in the config, or pass the right tokenizer."
+        )
+    if config.pool == "argmax" and eos_id != largest:
+        log.warning(
+            "%s: the tower pools at the largest id, but texts end with %d of %d", where, eos_id, largest
+        )
+    ends = config.pool == "eos" or (config.pool == "argmax" and pad_id <= eos_id)
+    return TextSettings(
+        context_length=min(config.context_length, limit or config.context_length),
+        pad_id=pad_id,
+        eos_id=eos_id,
+        dynamic_length=config.causal and ends,
+        clean=clean,
+        vocab_size=config.vocab_size,
+    )
+
+
+def check_scale(model: DualEncoder, where: str) -> None:
+    """Raises SourceError if the logit scale is not a logarithm: exp() of it would be out of any use."""
+    value = float(model.logit_scale.detach())
+    if value > 10:
+        raise SourceError(
+            f"{where}: logit_scale is {value:g}, expected its logarithm (4.6 for a scale of 100). "
+            f"Store {math.log(value):.4f} if {value:g} is the scale."
+        )

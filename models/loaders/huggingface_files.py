@@ -1,0 +1,136 @@
+"""The files beside a Hugging Face model's weights: how pictures and texts are prepared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from edgeclip.bundle.manifest import Preprocessing, TextSettings
+from edgeclip.errors import SourceError
+from edgeclip.models.config import TextConfig
+from edgeclip.models.loaders import common
+from edgeclip.models.loaders.checkpoint import read_json
+from edgeclip.models.loaders.tokenizer import (
+    clip_tokenizer,
+    read_merges,
+    read_tokenizer,
+    read_vocab,
+    token_id,
+)
+
+_RESAMPLE: dict[Any, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessing:
+    """From preprocessor_config.json, or processor_config.json of newer releases. Raises SourceError on what is unclear."""
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        data = read_json(path)
+    else:
+        path = folder / "processor_config.json"
+        data = read_json(path).get("image_processor") if path.is_file() else None  # type: ignore[assignment]
+        if not isinstance(data, dict):
+            raise SourceError(
+                f"{folder}: no preprocessor_config.json, so how pictures are prepared is unknown. "
+                "Copy it from the model that this one was trained from."
+            )
+    if not data.get("do_resize", True) or not data.get("do_rescale", True):
+        raise SourceError(f"{path}: do_resize and do_rescale must be true.")
+    if not math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise SourceError(f"{path}: rescale_factor is {data['rescale_factor']}, expected 1/255.")
+    resample = _RESAMPLE.get(data.get("resample", 3))
+    if resample is None:
+        raise SourceError(f"{path}: resample is {data['resample']!r}, expected one of {list(_RESAMPLE)}.")
+    normalize = data.get("do_normalize", True)
+    mean = (
+        common.triple(data.get("image_mean", common.OPENAI_MEAN), f"{path}: image_mean")
+        if normalize
+        else (0.0,) * 3
+    )
+    std = (
+        common.triple(data.get("image_std", common.OPENAI_STD), f"{path}: image_std")
+        if normalize
+        else (1.0,) * 3
+    )
+    size, resize = _sizes(data, path)
+    if size != image_size:
+        raise SourceError(f"{path}: makes pictures of {size}, but the image tower takes {image_size} (H, W).")
+    return Preprocessing(
+        size=size,
+        mode="shortest_crop" if resize else "squash",
+        resample=resample,
+        mean=mean,
+        std=std,
+        resize=resize,
+    )
+
+
+def _sizes(data: dict[str, Any], path: Path) -> tuple[tuple[int, int], int]:
+    """-> ((H, W) of the result, target of the shorter side or 0 for squashing)."""
+    size = data.get("size", {"shortest_edge": 224})
+    if type(size) is int:
+        size = {"shortest_edge": size}
+    crop = data.get("crop_size", 224) if data.get("do_center_crop", True) else None
+    if isinstance(crop, dict):
+        crop = [crop.get("height"), crop.get("width")]
+    cropped = common.pair(crop, f"{path}: crop_size") if crop is not None else None
+    if isinstance(size, dict) and type(size.get("shortest_edge")) is int and cropped:
+        if size["shortest_edge"] < max(cropped):
+            raise SourceError(
+                f"{path}: the shorter side is scaled to {size['shortest_edge']}, less than the crop {cropped}."
+            )
+        return cropped, size["shortest_edge"]
+    if isinstance(size, dict) and {"height", "width"} <= set(size):
+        squashed = common.pair([size["height"], size["width"]], f"{path}: size")
+        if cropped in (None, squashed):
+            return squashed, 0
+    raise SourceError(
+        f"{path}: size {size!r} with crop {crop!r} is not a way of preparing pictures that edgeclip knows."
+    )
+
+
+def folder_tokenizer(folder: Path) -> bytes:
+    if (folder / "tokenizer.json").is_file():
+        return read_tokenizer(folder / "tokenizer.json")
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocab.is_file() and merges.is_file()):
+        raise SourceError(
+            f"{folder}: expected tokenizer.json, or vocab.json and merges.txt. Pass one with --tokenizer FILE."
+        )
+    tokens = _special_tokens(folder)
+    ids = read_vocab(vocab)
+    for token in tokens.values():
+        if token not in ids:
+            raise SourceError(
+                f"{vocab}: the special token {token!r} is not in it. The vocabulary belongs to another model."
+            )
+    return clip_tokenizer(ids, read_merges(merges), **tokens)
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """The tokens for bos, eos, unk and pad, as the folder states them over CLIPTokenizer's defaults."""
+    tokens = {"bos": "<|startoftext|>", **dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>")}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        stated = read_json(folder / name) if (folder / name).is_file() else {}
+        for key in tokens:
+            value = stated.get(f"{key}_token")
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                tokens[key] = value
+    return tokens
+
+
+def read_text(folder: Path, config: TextConfig, tokenizer_json: bytes) -> TextSettings:
+    pad = _special_tokens(folder)["pad"]
+    pad_id = token_id(tokenizer_json, pad)
+    if pad_id is None:
+        raise SourceError(
+            f"{folder}: the padding token {pad!r} is not in the tokenizer. It belongs to another model."
+        )
+    settings = folder / "tokenizer_config.json"
+    stated = read_json(settings).get("model_max_length") if settings.is_file() else None
+    limit = int(stated) if isinstance(stated, int | float) and 0 < stated < 1e6 else None  # 1e30: no limit
+    return common.text_settings(
+        config, tokenizer_json, pad_id=pad_id, clean="none", where=str(folder), limit=limit
+    )

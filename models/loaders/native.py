@@ -1,0 +1,146 @@
+"""edgeclip's own checkpoint folder: config.json, model.safetensors, tokenizer.json. `save_source` writes it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import save
+
+from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+from edgeclip.errors import SourceError
+from edgeclip.files import new_folder, write_file
+from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights
+from edgeclip.models.loaders.common import check_scale
+from edgeclip.models.loaders.tokenizer import read_tokenizer
+from edgeclip.models.source import DualEncoder, Source
+
+FORMAT = "edgeclip.source"
+FORMAT_VERSION = 1
+WEIGHTS = ("model.safetensors",)
+PICKLES: tuple[str, ...] = ()
+SHARDS: tuple[str, ...] = ()
+
+# family -> module, model class, config class; a model offers `.config` with to_json and from_json
+FAMILIES = {
+    "clip": ("edgeclip.models.clip", "Clip", "ClipConfig"),
+    "nano": ("edgeclip.models.nano", "NanoCLIP", "NanoConfig"),
+}
+T = TypeVar("T")
+
+
+def matches(folder: Path) -> bool:
+    """Whether the folder is one of ours."""
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("format") == FORMAT
+
+
+def save_source(
+    folder: Path,
+    *,
+    model: DualEncoder,
+    preprocessing: Preprocessing,
+    text: TextSettings,
+    tokenizer_json: bytes,
+    licence: Licence,
+    templates: tuple[str, ...] = ("{}",),
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint folder that `load_source` opens, whole or not at all.
+
+    Args:
+        model: a `Clip` or `NanoCLIP`; its weights are saved in fp32 from whatever device they are on.
+        overwrite: replace a folder that is there.
+    Raises:
+        InputError: the folder exists and `overwrite` is false.
+        SourceError: the model is of no family that can be loaded again.
+    """
+    family, pooling = family_of(model)
+    config: Any = model.config
+    parts = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "family": family,
+        "pooling": pooling,
+        "config": config.to_json(),
+        "preprocessing": asdict(preprocessing),
+        "text": asdict(text),
+        "licence": asdict(licence),
+        "templates": list(templates),
+    }
+    state = {
+        key: value.detach().float().cpu() if value.is_floating_point() else value.cpu()
+        for key, value in model.state_dict().items()
+    }
+    with new_folder(folder, overwrite=overwrite) as scratch:
+        write_file(
+            scratch / "model.safetensors", save({key: value.contiguous() for key, value in state.items()})
+        )
+        write_file(scratch / "tokenizer.json", tokenizer_json)
+        write_file(scratch / "config.json", json.dumps(parts, indent=1) + "\n")
+
+
+def family_of(model: DualEncoder) -> tuple[str, str]:
+    """-> (family, pooling) of a model of ours. Raises SourceError for another class."""
+    for family, (_, name, _) in FAMILIES.items():
+        if type(model).__name__ == name:
+            config: Any = model.config
+            return family, f"{config.image.pool}/{config.text.pool}" if family == "clip" else "avg/weighted"
+    raise SourceError(
+        f"{type(model).__name__}: no family of edgeclip checkpoints, expected one of {', '.join(FAMILIES)}."
+    )
+
+
+def load(
+    folder: Path, *, spec: str, name: str, allow_pickle: bool = False, tokenizer: Path | None = None
+) -> Source:
+    """Load a folder that `save_source` wrote.
+
+    Raises:
+        SourceError: a newer format, an unknown family, a damaged file, or config and weights that contradict each other.
+    """
+    path = folder / "config.json"
+    data = read_json(path)
+    if data.get("version") != FORMAT_VERSION:
+        raise SourceError(
+            f"{path}: format version {data.get('version')!r}, this edgeclip reads {FORMAT_VERSION}."
+        )
+    family = data.get("family")
+    if family not in FAMILIES:
+        raise SourceError(f"{path}: family {family!r}, expected one of {', '.join(FAMILIES)}.")
+    module_name, model_name, config_name = FAMILIES[family]
+    module = importlib.import_module(module_name)
+    try:
+        config = getattr(module, config_name).from_json(data["config"])
+        preprocessing = _part(Preprocessing, data["preprocessing"])
+        text, licence = _part(TextSettings, data["text"]), _part(Licence, data["licence"])
+        templates, pooling = tuple(data["templates"]), str(data["pooling"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SourceError(
+            f"{path}: does not describe a model of family {family!r} ({error}). It was edited or damaged."
+        ) from error
+    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES, allow_pickle), allow_pickle=allow_pickle)
+    model: DualEncoder = fill(lambda: getattr(module, model_name)(config), weights, {}, lambda key: False)
+    check_scale(model, weights.where)
+    return Source(
+        spec=spec,
+        name=name,
+        family=family,
+        model=model,
+        embedding_dim=config.embed_dim,
+        activation="softmax" if model.logit_bias is None else "sigmoid",
+        preprocessing=preprocessing,
+        text=text,
+        tokenizer_json=read_tokenizer(tokenizer or folder / "tokenizer.json"),
+        pooling=pooling,
+        licence=licence,
+        digest=weights.digest,
+        templates=templates,
+    )
+
+
+def _part(kind: type[T], values: dict[str, Any]) -> T:
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

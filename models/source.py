@@ -1,0 +1,44 @@
+"""A trained model as the exporter takes it, whatever it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+
+
+class DualEncoder(nn.Module):
+    """What every source model offers. `logit_scale` holds the logarithm; outputs are not yet of unit length."""
+
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised pixels -> (N, D)."""
+        raise NotImplementedError
+
+    def encode_text(self, input_ids: Tensor) -> Tensor:
+        """(N, L) ids -> (N, D)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded source: the model in eval mode, fp32, and everything a bundle must know about it."""
+
+    spec: str  # as the user named it, e.g. "hf:openai/clip-vit-base-patch32"
+    name: str  # short, for folders and reports, e.g. "clip-vit-base-patch32"
+    family: str  # "clip", "openclip", "nano"
+    model: DualEncoder
+    embedding_dim: int
+    activation: Literal["softmax", "sigmoid"]
+    preprocessing: Preprocessing
+    text: TextSettings
+    tokenizer_json: bytes
+    pooling: str  # e.g. "cls/eos", part of the bundle's identity
+    licence: Licence
+    digest: str  # SHA-256 over the weight file(s)
+    templates: tuple[str, ...] = ("{}",)

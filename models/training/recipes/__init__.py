@@ -1,0 +1,62 @@
+"""Recipes by name, or by the path of a file of one's own. A recipe file is short, typed, and exposes `RECIPE`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from edgeclip.errors import EdgeClipError, TrainingError
+from edgeclip.models.training.recipe import Recipe
+from edgeclip.models.training.settings import nearest
+
+RECIPES = {
+    "clip_vit_tiny": "edgeclip.models.training.recipes.clip_vit_tiny",
+    "siglip_vit_tiny": "edgeclip.models.training.recipes.siglip_vit_tiny",
+    "finetune": "edgeclip.models.training.recipes.finetune",
+}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A built-in recipe, or the RECIPE of a .py file (which is run, like any program that one starts).
+
+    Raises:
+        TrainingError: no such recipe (names the nearest), or a file that fails or exposes none.
+    """
+    if name in RECIPES:
+        module = import_module(RECIPES[name])
+    elif name.endswith(".py"):
+        module = _run_file(Path(name))
+    else:
+        raise TrainingError(
+            f"{name}: no such recipe{nearest(name, RECIPES)} There are {', '.join(RECIPES)}, or pass a .py file."
+        )
+    recipe = getattr(module, "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise TrainingError(
+            f"{name}: expected RECIPE = Recipe(...) in the file, got {type(recipe).__name__}."
+        )
+    return recipe
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such recipe file.")
+    spec = importlib.util.spec_from_file_location(f"edgeclip_recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    if (
+        str(path.parent.resolve()) not in sys.path
+    ):  # its neighbours can be imported, as when it is run by itself
+        sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except EdgeClipError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"{path}: the recipe file fails ({type(error).__name__}: {error}).") from error
+    return module

@@ -1,0 +1,186 @@
+"""Where a run's model comes from: a trained source, or a new CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+
+from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+from edgeclip.errors import InputError, TrainingError
+from edgeclip.models.clip import Attention, Clip, ImageTower, Mlp, TextTower
+from edgeclip.models.config import ClipConfig
+from edgeclip.models.source import Source
+from edgeclip.models.sources import load_source
+from edgeclip.models.training.data import open_pairs
+from edgeclip.models.training.recipe import Recipe
+from edgeclip.models.training.settings import nearest
+
+PAD, END = "<pad>", "<end>"  # ids 0 and 1 of a tokenizer learned here
+LEARN_FROM = 100_000  # captions at most
+
+UNKNOWN_DATA = "trained with edgeclip on data whose licence was not stated"
+
+
+def start(recipe: Recipe) -> Source:
+    """The model to train, with all that a bundle must know about it.
+
+    Raises:
+        TrainingError: no such start, or the recipe lacks what it needs.
+        SourceError: `init_from` cannot be loaded.
+    """
+    if callable(recipe.model):
+        source: Source = recipe.model(recipe)
+    elif recipe.model in STARTS:
+        source = STARTS[recipe.model](recipe)
+    else:
+        raise TrainingError(
+            f"model: no {recipe.model!r}{nearest(recipe.model, STARTS)} There are {', '.join(STARTS)}, or pass a callable."
+        )
+    if recipe.preprocessing is not None:
+        source = replace(source, preprocessing=recipe.preprocessing)
+    warnings = tuple(dict.fromkeys((*source.licence.warnings, UNKNOWN_DATA)))
+    licence = recipe.licence or replace(source.licence, warnings=warnings)
+    return replace(source, licence=licence)
+
+
+def from_source(recipe: Recipe) -> Source:
+    """Go on from the checkpoint that `init_from` names."""
+    if not recipe.init_from:
+        raise TrainingError(
+            "init_from: not set. Name the source to start from, e.g. --set init_from=hf:openai/clip-vit-base-patch32."
+        )
+    return load_source(recipe.init_from)
+
+
+def from_scratch(recipe: Recipe) -> Source:
+    """A new CLIP of the sizes in `clip`, with a tokenizer from a file or learned from the captions."""
+    config = recipe.clip
+    if config is None:
+        raise TrainingError(
+            "clip: not set. A model from scratch needs its sizes; see the recipe clip_vit_tiny."
+        )
+    tokenizer = (
+        read_tokenizer(Path(recipe.tokenizer), config)
+        if recipe.tokenizer
+        else learn_tokenizer(_captions(recipe), config)
+    )
+    model = Clip(config)
+    initialise(model)
+    text = config.text
+    return Source(
+        spec=recipe.name or "scratch",
+        name=recipe.name or "scratch",
+        family="clip",
+        model=model,
+        embedding_dim=config.embed_dim,
+        activation="sigmoid" if config.logit_bias else "softmax",
+        preprocessing=Preprocessing(
+            config.image.image_size, "squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        ),
+        text=TextSettings(
+            context_length=text.context_length,
+            pad_id=text.pad_id,
+            eos_id=text.eos_id,
+            dynamic_length=(text.causal or text.mask_padding) and text.pool in ("eos", "argmax", "first"),
+            vocab_size=text.vocab_size,
+        ),
+        tokenizer_json=tokenizer.to_str().encode(),
+        pooling=f"{config.image.pool}/{text.pool}",
+        licence=Licence(weights="unknown", code="Apache-2.0"),
+        digest="",
+    )
+
+
+STARTS: dict[str, Callable[[Recipe], Source]] = {"source": from_source, "scratch": from_scratch}
+
+
+def read_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
+    """A tokenizer.json that fits the text tower.
+
+    Raises:
+        TrainingError: it cannot be read, has more ids than the tower, or its texts do not end as the tower pools.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the tokenizers library raises a bare Exception
+        raise TrainingError(f"tokenizer: {path} cannot be read as a tokenizer.json ({error}).") from error
+    size, text = tokenizer.get_vocab_size(), config.text
+    if size > text.vocab_size:
+        raise TrainingError(
+            f"tokenizer: {path} has {size} ids, the text tower {text.vocab_size}. Set clip.text.vocab_size={size}."
+        )
+    last = tokenizer.encode("a").ids[-1:]
+    if text.pool == "eos" and last != [text.eos_id]:
+        raise TrainingError(
+            f"tokenizer: {path} ends a text with id {last}, the text tower pools at {text.eos_id}. Set clip.text.eos_id."
+        )
+    return tokenizer
+
+
+def learn_tokenizer(captions: Iterator[str], config: ClipConfig) -> Tokenizer:
+    """Lower-cased byte-level subwords, so that any string has ids; 0 is padding, 1 ends a text.
+
+    Raises:
+        TrainingError: the text tower has other ids for these two, or room for fewer than all bytes.
+    """
+    text = config.text
+    if (text.pad_id, text.eos_id) != (0, 1) or text.vocab_size < 258:
+        raise TrainingError(
+            f"tokenizer: one learned here has pad id 0, end id 1 and at least 258 ids; clip.text has {text.pad_id}, {text.eos_id} "
+            f"and {text.vocab_size}. Set those, or name a tokenizer.json."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=text.vocab_size,
+        special_tokens=[PAD, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    return tokenizer
+
+
+def _captions(recipe: Recipe) -> Iterator[str]:
+    pairs = open_pairs(recipe.data, recipe.data_format)
+    for index in range(min(len(pairs.keys), LEARN_FROM)):
+        try:
+            yield from pairs.read(index)[1]
+        except (InputError, OSError):  # counted and reported when a batch draws it
+            continue
+
+
+@torch.no_grad()
+def initialise(model: Clip) -> None:
+    """CLIP's own initialisation: deeper stacks get smaller residual branches.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, as openai/CLIP's `initialize_parameters` has it.
+    """
+    for tower in (model.image, model.text):
+        assert isinstance(tower, (ImageTower, TextTower))
+        blocks = tower.config.blocks
+        spread = blocks.width**-0.5
+        residual = spread * (2 * blocks.layers) ** -0.5
+        for module in tower.modules():
+            if isinstance(module, Attention):
+                nn.init.normal_(module.qkv.weight, std=spread)
+                nn.init.normal_(module.out.weight, std=residual)
+                nn.init.zeros_(module.qkv.bias)
+                nn.init.zeros_(module.out.bias)
+            elif isinstance(module, Mlp):
+                nn.init.normal_(module.fc1.weight, std=(2 * blocks.width) ** -0.5)
+                nn.init.normal_(module.fc2.weight, std=residual)
+                nn.init.zeros_(module.fc1.bias)
+                nn.init.zeros_(module.fc2.bias)
+        if tower.projection is not None:
+            nn.init.normal_(tower.projection.weight, std=spread)
+    nn.init.normal_(model.text.embedding.weight, std=0.02)
+    nn.init.normal_(model.text.position, std=0.01)

@@ -1,0 +1,63 @@
+"""Where the tower's input lies in a picture: pure arithmetic, with each library's own rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeclip.bundle.manifest import Preprocessing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Resize the whole picture to `resized`, keep `crop` of it, put that at `paste` of the input. All (x, y) pixels."""
+
+    resized: tuple[int, int]  # (W, H) that the whole picture would have
+    crop: tuple[int, int, int, int]  # left, top, right, bottom within `resized`
+    paste: tuple[int, int]  # where the crop's left top corner goes in the tower's input
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """(W, H) of the crop."""
+        left, top, right, bottom = self.crop
+        return right - left, bottom - top
+
+    def box(self, within: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """The crop in the pixels of a picture that lies at `within`: what `Image.resize(box=)` takes."""
+        x0, y0, x1, y1 = within
+        x, y = (x1 - x0) / self.resized[0], (y1 - y0) / self.resized[1]
+        left, top, right, bottom = self.crop
+        return x0 + left * x, y0 + top * y, min(x0 + right * x, x1), min(y0 + bottom * y, y1)
+
+
+def plan(spec: Preprocessing, width: int, height: int) -> Plan:
+    """Lay out a picture of `width` x `height` pixels, after its EXIF orientation."""
+    target_height, target_width = spec.size
+    resized = _resized(spec, width, height)
+    left, paste_left = _centre(resized[0], target_width, spec.crop_offset)
+    top, paste_top = _centre(resized[1], target_height, spec.crop_offset)
+    right, bottom = left + min(resized[0], target_width), top + min(resized[1], target_height)
+    return Plan(resized, (left, top, right, bottom), (paste_left, paste_top))
+
+
+def _resized(spec: Preprocessing, width: int, height: int) -> tuple[int, int]:
+    target_height, target_width = spec.size
+    if spec.mode == "squash":
+        return target_width, target_height
+    if spec.mode == "pad":
+        ratio = max(width / target_width, height / target_height)
+    elif spec.long_side == "floor":  # integers, as torchvision and Hugging Face cut them
+        short = spec.resize or min(spec.size)
+        long = int(short * max(width, height) / min(width, height))
+        return (short, long) if width <= height else (long, short)
+    else:
+        ratio = min(width / (spec.resize or target_width), height / (spec.resize or target_height))
+    cut = round if spec.long_side == "round" else int
+    return max(1, cut(width / ratio)), max(1, cut(height / ratio))
+
+
+def _centre(size: int, target: int, rounding: str) -> tuple[int, int]:
+    """(start of the crop, start of the paste) along one axis; one of them is 0."""
+    if size <= target:
+        return 0, (target - size) // 2
+    half = (size - target) / 2
+    return (round(half) if rounding == "round_half_even" else int(half)), 0

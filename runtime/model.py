@@ -1,0 +1,316 @@
+"""A bundle, opened: pictures and texts to vectors, pictures to labels.
+
+    with load("nano") as model:
+        model.classify("cat.png", ["a cat", "a dog"]).label
+
+Threads: one model may be used by any number of threads at once. Fork: a child may use a model that its parent opened; it opens
+its own engines when it first needs them. Nothing is written to disk, and no result about a picture is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgeclip.bundle import Bundle, open_bundle
+from edgeclip.errors import EngineError, InputError
+from edgeclip.runtime.engines import EngineOptions
+from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture
+from edgeclip.runtime.images.preprocess import Decode
+from edgeclip.runtime.labels import LabelPack
+from edgeclip.runtime.pictures import Pictures
+from edgeclip.runtime.prompts import Prompts, check_labels, check_templates
+from edgeclip.runtime.results import Classification, ModelInfo, rank, to_scores
+from edgeclip.runtime.text import Encoded
+from edgeclip.runtime.threads import usable_cores
+from edgeclip.runtime.towers import Tower
+
+Vectors = NDArray[np.float32]
+Labels = Sequence[str] | LabelPack
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle,
+    engine: str | None = None,
+    threads: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    precision: str | None = None,
+    decode: Decode = "fast",
+    limits: DecodeLimits | None = None,
+    unload_after: float | None = None,
+    options: EngineOptions | None = None,
+) -> Model:
+    """Open a bundle. No tower is loaded before it is used; `warmup` does it ahead.
+
+    Args:
+        bundle: folder, .zip, "hf:ORG/NAME", an embedded name ("nano"), or an opened Bundle.
+        engine: an entry of `edgeclip.runtime.engines.ENGINES`; None: the best one that opens here.
+        threads: for one operator and for decoding; None: the physical cores this process may use.
+        cache_dir: where a .zip or Hub bundle is unpacked; None: $EDGECLIP_CACHE or the user's cache.
+        precision: only variants of this precision, e.g. "int8"; None: the bundle's order decides.
+        decode: "fast" lets large JPEGs be decoded at a reduced scale; "exact" reads every pixel.
+        limits: what one picture may cost.
+        unload_after: close a tower after so many idle seconds; None: keep it.
+        options: everything else about engines; `threads` above wins over its own.
+    Raises:
+        BundleError: missing or damaged. EngineError: no such engine or precision.
+    """
+    opened = (
+        bundle
+        if isinstance(bundle, Bundle)
+        else open_bundle(os.fspath(bundle), Path(cache_dir) if cache_dir else None)
+    )
+    settings = options or EngineOptions()
+    count = threads or settings.threads or usable_cores()
+    settings = replace(settings, threads=count)
+    return Model(
+        opened, engine, settings, precision=precision, decode=decode, limits=limits, unload_after=unload_after
+    )
+
+
+class Model:
+    """See `load`. Every method takes one item, giving one result, or several, giving as many in the same order."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str | None,
+        options: EngineOptions,
+        *,
+        precision: str | None = None,
+        decode: Decode = "fast",
+        limits: DecodeLimits | None = None,
+        unload_after: float | None = None,
+    ) -> None:
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self._threads = options.threads or usable_cores()
+        self._decode = decode
+        image, text = (
+            Tower(
+                bundle, kind, engine=engine, options=options, precision=precision, unload_after=unload_after
+            )
+            for kind in ("image", "text")
+        )
+        for tower in (image, text):
+            if precision is not None and bundle.manifest.variants_of(tower.kind):
+                _ = tower.variants  # refuses a precision that the bundle does not have
+        self._image, self._text = image, text
+        self._prompts = Prompts(bundle, text)
+        self._pictures = Pictures(bundle, image, decode=decode, limits=limits, threads=self._threads)
+        self._closed = False
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free both towers and the decoding threads. Closing twice is fine; any later call is refused."""
+        self._closed = True
+        self._image.close()
+        self._text.close()
+        self._pictures.close()
+
+    def warmup(self, *, text: bool = True) -> None:
+        """Open the towers and run each once, so that the first real call is as fast as the next. `text=False`: not that one."""
+        if self.manifest.preprocessing is not None:
+            height, width = self.manifest.preprocessing.size
+            self.embed_images(np.zeros((height, width, 3), np.uint8))
+        if text and self.manifest.text is not None and self.manifest.variants_of("text"):
+            self._prompts.embed(["a"])
+            self._prompts.clear()
+
+    def info(self) -> ModelInfo:
+        """Engine, provider, variant and precision of each tower that is open."""
+        towers = {}
+        for tower in (self._image, self._text):
+            if (engine := tower.engine) is not None:
+                towers[tower.kind] = {
+                    "engine": engine.name,
+                    "provider": engine.provider,
+                    "variant": engine.variant.id,
+                    "precision": engine.variant.axes.precision,
+                }
+        return ModelInfo(self.manifest.name, towers, self._threads, self._decode)
+
+    def embed_images(
+        self, images: Picture | Iterable[Picture], *, color: Color = "rgb", batch_size: int = 8
+    ) -> Vectors:
+        """Pictures to unit vectors.
+
+        Args:
+            images: one picture (path, encoded bytes, PIL image, uint8 array) or several.
+            color: of arrays: "rgb", "bgr", "nv12" or "yuyv".
+            batch_size: pictures in one call of the engine.
+        Returns:
+            (D,) for one, (N, D) for several; (0, D) for none. float32.
+        Raises:
+            InputError: the first picture that cannot be used, by path or number. `embed_each` goes on instead.
+        """
+        if one := _is_one(images):
+            images = [images]  # type: ignore[list-item]
+        found = self._each(images, color, batch_size, stop=True)  # type: ignore[arg-type]
+        rows = [row for row in found if not isinstance(row, InputError)]
+        vectors = np.stack(rows) if rows else np.empty((0, self.manifest.embedding_dim), np.float32)
+        return vectors[0] if one else vectors
+
+    def embed_each(
+        self, images: Iterable[Picture], *, color: Color = "rgb", batch_size: int = 8
+    ) -> Iterator[Vectors | InputError]:
+        """Like `embed_images`, one at a time and never raising for a picture: yields (D,), or the error in its place."""
+        return self._each(images, color, batch_size, stop=False)
+
+    def embed_pixels(self, pixels: NDArray[np.float32], *, batch_size: int = 8) -> Vectors:
+        """(N, 3, H, W) or (3, H, W) float32, preprocessed by the caller as the bundle says, to (N, D) or (D,)."""
+        self._require_open()
+        return (
+            self._pictures.pixels(pixels[None], 1)[0]
+            if pixels.ndim == 3
+            else self._pictures.pixels(pixels, batch_size)
+        )
+
+    def embed_texts(self, texts: str | Iterable[str], *, strict: bool = False) -> Vectors:
+        """Texts to unit vectors: (D,) for one, (N, D) for several; (0, D) for none. float32.
+
+        A text that is too long is cut and a warning logged; with `strict` it raises InputError. Vectors of texts are kept.
+        """
+        self._require_open()
+        if isinstance(texts, str):
+            return np.asarray(self._prompts.embed([texts], strict=strict)[0], np.float32)
+        return self._prompts.embed(list(texts), strict=strict)
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is also an iterable of str: the first line wins
+        self, images: Picture, labels: Labels, templates: Sequence[str] | None = ..., top_k: int | None = ...,
+        threshold: float | None = ..., *, color: Color = ..., batch_size: int = ...,
+    ) -> Classification: ...  # fmt: skip
+
+    @overload
+    def classify(
+        self, images: Iterable[Picture], labels: Labels, templates: Sequence[str] | None = ..., top_k: int | None = ...,
+        threshold: float | None = ..., *, color: Color = ..., batch_size: int = ...,
+    ) -> list[Classification]: ...  # fmt: skip
+
+    def classify(
+        self,
+        images: Any,
+        labels: Labels,
+        templates: Sequence[str] | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        *,
+        color: Color = "rgb",
+        batch_size: int = 8,
+    ) -> Classification | list[Classification]:
+        """Say which label fits each picture best (zero-shot).
+
+        Args:
+            images: as for `embed_images`.
+            labels: texts, or a LabelPack made by this model.
+            templates: prompts with a {} for the label, averaged; None: the bundle's own.
+            top_k: labels to keep in each result; None: all.
+            threshold: 0-1; with a best score below it the result's label is None. None: the pack's own, if any.
+        Raises:
+            InputError: a picture, label, template or pack that cannot be used.
+        """
+        if one := _is_one(images):
+            images = [images]
+        found = list(
+            self._classify(images, labels, templates, top_k, threshold, color, batch_size, stop=True)
+        )
+        results = [result for result in found if isinstance(result, Classification)]
+        return results[0] if one else results
+
+    def classify_each(
+        self,
+        images: Iterable[Picture],
+        labels: Labels,
+        templates: Sequence[str] | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        *,
+        color: Color = "rgb",
+        batch_size: int = 8,
+    ) -> Iterator[Classification | InputError]:
+        """Like `classify`, one at a time and never raising for a picture: yields its error in its place."""
+        return self._classify(images, labels, templates, top_k, threshold, color, batch_size, stop=False)
+
+    def encode_texts(self, texts: Sequence[str], *, strict: bool = False) -> Encoded:
+        """The ids that the text tower gets, and which texts were cut."""
+        self._require_open()
+        return self._prompts.encoder.encode(texts, strict=strict)
+
+    def make_labels(
+        self, labels: Sequence[str], templates: Sequence[str] | None = None, *, strict: bool = False
+    ) -> LabelPack:
+        """Embed labels once, for devices that then need neither text tower nor tokenizer. `strict`: refuse one that is too long."""
+        self._require_open()
+        names, prompts = check_labels(labels), check_templates(templates, self.manifest.templates)
+        vectors = self._prompts.ensemble(names, prompts, strict=strict)
+        used = self._text.engine
+        return LabelPack(names, prompts, vectors, self.manifest.model_id, used.variant.id if used else "")
+
+    def _classify(
+        self,
+        images: Iterable[Picture],
+        labels: Labels,
+        templates: Sequence[str] | None,
+        top_k: int | None,
+        threshold: float | None,
+        color: Color,
+        batch_size: int,
+        stop: bool,
+    ) -> Iterator[Classification | InputError]:
+        self._require_open()
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k: expected 1 or more, got {top_k}.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"threshold: expected 0 to 1, got {threshold}.")
+        if isinstance(labels, LabelPack):
+            if templates is not None:
+                raise InputError("templates: a label pack brings its own; drop them.")
+            labels.require(self.manifest.model_id, self.manifest.embedding_dim)
+            names, vectors, thresholds = labels.labels, labels.vectors, labels.thresholds
+        else:
+            names, thresholds = check_labels(labels), None
+            vectors = self._prompts.ensemble(names, check_templates(templates, self.manifest.templates))
+        if threshold is not None:
+            thresholds = (threshold,) * len(names)
+        facts = self.manifest
+        for row in self._each(images, color, batch_size, stop):
+            if isinstance(row, InputError):
+                yield row
+            else:
+                scores = to_scores(
+                    row[None] @ vectors.T, facts.logit_scale, facts.logit_bias, facts.activation
+                )
+                yield rank(scores[0], names, top_k, thresholds)
+
+    def _each(
+        self, images: Iterable[Picture], color: Color, batch_size: int, stop: bool
+    ) -> Iterator[Vectors | InputError]:
+        self._require_open()
+        return self._pictures.each(images, color, batch_size, stop=stop)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self.manifest.name}: this model was closed. Load the bundle again.")
+
+
+def _is_one(images: object) -> bool:
+    """Whether `images` is one picture rather than several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))

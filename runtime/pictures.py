@@ -1,0 +1,153 @@
+"""Pictures to vectors: decoded on several threads, in batches, in order, with a bad one never stopping the rest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import EngineError, InputError
+from edgeclip.runtime import fork
+from edgeclip.runtime.engines import Engine, Slot, run
+from edgeclip.runtime.images import DecodeLimits, Picture, Preprocessor
+from edgeclip.runtime.images.decode import Color
+from edgeclip.runtime.images.preprocess import Decode
+from edgeclip.runtime.towers import Tower
+
+Vectors = NDArray[np.float32]
+Errors = Sequence[InputError | None]
+
+
+class Pictures:
+    """The image side of a model.
+
+    Args:
+        threads: that decode at once.
+    """
+
+    def __init__(
+        self, bundle: Bundle, tower: Tower, *, decode: Decode, limits: DecodeLimits | None, threads: int
+    ) -> None:
+        self._bundle, self._tower, self._threads = bundle, tower, threads
+        spec = bundle.manifest.preprocessing
+        self._preprocessor = Preprocessor(spec, decode=decode, limits=limits) if spec else None
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        fork.register(self)
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Raises EngineError if the bundle has no image tower."""
+        if self._preprocessor is None:
+            raise EngineError(
+                f"{self._bundle.root}: this bundle has no image tower; it can embed texts only."
+            )
+        return self._preprocessor
+
+    def each(
+        self, images: Iterable[Picture], color: Color, batch_size: int, *, stop: bool
+    ) -> Iterator[Vectors | InputError]:
+        """One (D,) row, or error, for each picture, in order. `stop`: raise the first error instead.
+
+        An engine that works on its own (a GPU) computes one batch while the next is decoded.
+        """
+        _ = self.preprocessor
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected 1 or more, got {batch_size}.")
+        source, first = iter(images), 0
+        ahead: tuple[Slot, Errors] | None = None
+        with self._tower.lease() as engine:
+            try:
+                while chunk := list(islice(source, batch_size)):
+                    slot = self._tower.take(engine, len(chunk))
+                    errors = self._fill(engine, slot, chunk, color, first)
+                    if stop and (error := next(filter(None, errors), None)):
+                        raise error
+                    engine.submit(slot)
+                    behind, ahead = ahead, (slot, errors)
+                    if behind:
+                        yield from self._finish(engine, *behind)
+                    if not engine.overlaps:
+                        done, ahead = ahead, None
+                        yield from self._finish(engine, *done)
+                    first += len(chunk)
+                if ahead:
+                    done, ahead = ahead, None
+                    yield from self._finish(engine, *done)
+            finally:
+                if ahead:  # the engine still works on its arrays
+                    engine.wait(ahead[0])
+
+    def pixels(self, pixels: NDArray[np.float32], batch_size: int) -> Vectors:
+        """(N, 3, H, W) float32, preprocessed by the caller, to (N, D)."""
+        height, width = self.preprocessor.spec.size
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, height, width):
+            raise InputError(
+                f"pixels: expected float32 (N, 3, {height}, {width}), got {pixels.dtype} {pixels.shape}."
+            )
+        found = np.empty((len(pixels), self._bundle.manifest.embedding_dim), np.float32)
+        with self._tower.lease() as engine:
+            if engine.variant.inputs[0].dtype != "float32":
+                raise EngineError(
+                    f"{engine.variant.id}: takes uint8 pictures, not pixels. Call embed_images."
+                )
+            for start in range(0, len(pixels), batch_size):
+                part = pixels[start : start + batch_size]
+                slot = self._tower.take(engine, len(part))
+                slot.inputs["pixels"][:] = part
+                found[start : start + len(part)] = run(engine, slot)["embeddings"]
+                self._tower.give(engine, slot)
+        return found
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False)
+                self._pool = None
+
+    def after_fork(self) -> None:
+        """In a forked child: the decoding threads stayed in the parent."""
+        fork.abandon(self._pool)
+        self._pool, self._lock = None, threading.Lock()
+
+    def _fill(self, engine: Engine, slot: Slot, chunk: Sequence[Picture], color: Color, first: int) -> Errors:
+        """Preprocess into the slot's rows; one that failed leaves a row that nobody reads."""
+        rows, preprocessor = slot.inputs["pixels"], self.preprocessor
+        # one picture is shared out in rows; several take a thread each
+        helpers = self._decoders() if len(chunk) == 1 and self._threads > 1 else None
+
+        def one(i: int) -> InputError | None:
+            try:
+                if rows.dtype == np.uint8:  # a variant that normalises inside the graph
+                    rows[i] = preprocessor.uint8(chunk[i], color=color, where=f"images[{first + i}]")
+                else:
+                    where = f"images[{first + i}]"
+                    preprocessor.into(
+                        chunk[i], rows[i], color=color, where=where, helpers=helpers, parts=self._threads
+                    )
+            except InputError as error:
+                return error
+            return None
+
+        if len(chunk) == 1 or self._threads == 1:
+            return [one(i) for i in range(len(chunk))]
+        return list(self._decoders().map(one, range(len(chunk))))
+
+    def _finish(self, engine: Engine, slot: Slot, errors: Errors) -> Iterator[Vectors | InputError]:
+        engine.wait(slot)
+        rows = slot.outputs["embeddings"].astype(np.float32)  # a copy: the slot is used again
+        self._tower.give(engine, slot)
+        for row, error in zip(rows, errors, strict=True):
+            yield row if error is None else error
+
+    def _decoders(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="edgeclip-decode")
+            return self._pool

@@ -1,0 +1,165 @@
+"""One tower of a bundle: opened at its first use, closed when it has been idle, safe to use from many threads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle.store import check_again
+from edgeclip.errors import EdgeClipError, EngineError
+from edgeclip.runtime import fork
+from edgeclip.runtime.engines import Engine, EngineOptions, Slot, default_engine, open_engine
+
+MAX_SPARE_SLOTS = 4  # kept for the next call; the rest are freed
+
+log = logging.getLogger(__name__)
+
+
+class Tower:
+    """The image or the text tower.
+
+    Args:
+        kind: "image" or "text".
+        engine: an entry of ENGINES; None: the best one that opens here.
+        precision: only variants of this precision; None: the bundle's order decides.
+        unload_after: close the engine after so many idle seconds; None: never.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        kind: str,
+        *,
+        engine: str | None = None,
+        options: EngineOptions | None = None,
+        precision: str | None = None,
+        unload_after: float | None = None,
+    ) -> None:
+        self.bundle, self.kind, self.options = bundle, kind, options or EngineOptions()
+        self._wanted, self._precision, self._unload_after = engine, precision, unload_after
+        self._lock = threading.RLock()
+        self._engine: Engine | None = None
+        self._spare: list[Slot] = []  # last given back, last
+        self._users = 0
+        self._last_used = 0.0
+        self._timer: threading.Timer | None = None
+        fork.register(self)
+
+    @property
+    def variants(self) -> list[Variant]:
+        """What may be opened, preferred first. Raises EngineError if the bundle has none of them."""
+        found = self.bundle.manifest.variants_of(self.kind)
+        if not found:
+            raise EngineError(f"{self.bundle.root}: this bundle has no {self.kind} tower.")
+        fitting = [variant for variant in found if self._precision in (None, variant.axes.precision)]
+        if not fitting:
+            have = ", ".join(sorted({variant.axes.precision for variant in found}))
+            raise EngineError(
+                f"{self.bundle.root}: no {self.kind} tower in {self._precision}; it has {have}."
+            )
+        return fitting
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine if it is open now."""
+        return self._engine
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Engine]:
+        """The open engine, which stays open until the block ends."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._open()
+            engine = self._engine
+            self._users += 1
+        try:
+            yield engine
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._last_used = time.monotonic()
+                self._watch()
+
+    def take(self, engine: Engine, batch: int, sizes: Mapping[str, int] | None = None) -> Slot:
+        """A slot of the leased engine: one that was given back, if the shape is right, else a new one."""
+        shape = (batch, *sorted((sizes or {}).items()))
+        with self._lock:
+            for i in reversed(range(len(self._spare))):
+                if self._spare[i].shape == shape:
+                    return self._spare.pop(i)
+        slot = engine.slot(batch, sizes)
+        slot.shape = shape
+        return slot
+
+    def give(self, engine: Engine, slot: Slot) -> None:
+        """Give a slot back for the next call. One that is not given back is freed with its last reference."""
+        with self._lock:
+            if engine is self._engine:  # not closed meanwhile
+                self._spare.append(slot)
+                del self._spare[:-MAX_SPARE_SLOTS]
+
+    def close(self) -> None:
+        """Close the engine; a later lease opens it again. Waits for nobody: end the calls first."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._spare.clear()
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def after_fork(self) -> None:
+        """In a forked child: forget the engine, whose threads stayed in the parent."""
+        fork.abandon((self._engine, self._spare))
+        self._lock = threading.RLock()
+        self._engine, self._spare, self._users, self._timer = None, [], 0, None
+
+    def _open(self) -> Engine:
+        engines = [self._wanted or default_engine()]
+        if self._wanted is None and engines != ["onnxruntime-cpu"]:
+            engines.append("onnxruntime-cpu")  # nobody asked for the GPU: the CPU will do, and `info` says so
+        reasons: list[EdgeClipError] = []
+        for name in engines:
+            for variant in self.variants:
+                check_again(self.bundle, variant)
+                try:
+                    engine = open_engine(name, self.bundle.path(variant.files[0]), variant, self.options)
+                except EdgeClipError as error:
+                    log.info("%s does not open on %s: %s", variant.id, name, error)
+                    reasons.append(error)
+                    continue
+                log.info(
+                    "%s tower: %s on %s (%s, %d threads)",
+                    self.kind,
+                    variant.id,
+                    name,
+                    engine.provider,
+                    engine.threads,
+                )
+                return engine
+        raise reasons[0]
+
+    def _watch(self) -> None:
+        """Start the clock of the idle unload, unless it runs."""
+        if self._unload_after is not None and self._timer is None and self._engine is not None:
+            self._start(self._unload_after)
+
+    def _start(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._unload_if_idle)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _unload_if_idle(self) -> None:
+        with self._lock:
+            self._timer = None
+            left = self._last_used + (self._unload_after or 0) - time.monotonic()
+            if self._users or left > 0:
+                self._start(max(left, 0.05))
+            elif self._engine is not None:
+                log.info("%s tower: idle for %g s, unloaded", self.kind, self._unload_after)
+                self.close()

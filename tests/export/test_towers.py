@@ -1,0 +1,242 @@
+"""Exported towers against their sources, on onnxruntime, for every shape of model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from edgeclip.errors import CheckFailed, SourceError
+from edgeclip.export import clip_towers
+from edgeclip.export.onnx_graph import count, trace
+from edgeclip.export.samples import made_up_pictures, pixels_of
+from edgeclip.export.towers import TracedTower, UnitRows, tower_of
+from edgeclip.models.source import DualEncoder, Source
+from tests.export.sources import EOS, LENGTH, PAD, PREPROCESSING, SHAPES, clip_source, nano_source
+from tests.stress import plant_outliers
+
+# Noise is 3e-7 here; tanh for exact GELU moves 1e-5, QuickGELU 1e-3, an epsilon of 1e-6 for 1e-5 4e-6.
+TOLERANCE = 1e-6
+PIXELS = pixels_of(made_up_pictures(8), PREPROCESSING)
+
+
+def make_ids(n: int, length: int = LENGTH) -> NDArray[np.int32]:
+    """(n, length) ids of different texts: an end mark in each, padding behind it."""
+    ids = np.random.default_rng(3).integers(1, 256, (n, length)).astype(np.int32)
+    for i, row in enumerate(ids):
+        end = max(length - 1 - 2 * i, 0)
+        row[end], row[end + 1 :] = EOS, PAD
+    return ids
+
+
+@cache
+def traced(shape: str, kind: Any) -> tuple[Source, dict[str, onnx.ModelProto]]:
+    """A made-up source, and flavour -> graph of one of its towers. Tracing is what takes the time here."""
+    source = nano_source() if shape == "nano" else clip_source(shape)
+    return source, graphs(source, kind)
+
+
+def graphs(source: Source, kind: Any) -> dict[str, onnx.ModelProto]:
+    """Flavour -> graph."""
+    tower = tower_of(source, kind)
+    return {f.attention: ir.to_proto(trace(tower, f)[0]) for f in tower.flavours}
+
+
+def opened(graph: onnx.ModelProto) -> Any:
+    return onnxruntime.InferenceSession(graph.SerializeToString())
+
+
+def wanted(source: Source, kind: str, inputs: NDArray[Any]) -> NDArray[Any]:
+    encode = source.model.encode_image if kind == "image" else source.model.encode_text
+    with torch.no_grad():
+        rows: NDArray[Any] = F.normalize(encode(torch.from_numpy(inputs)), dim=-1).numpy()
+    return rows
+
+
+def assert_rows(session: Any, inputs: NDArray[Any], want: NDArray[Any], what: str = "") -> None:
+    (got,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE, err_msg=what)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "nano"])
+def test_image_tower_agrees_at_every_batch(shape: str) -> None:
+    source, towers = traced(shape, "image")
+    want = wanted(source, "image", PIXELS)
+    assert np.ptp(want, axis=0).max() > 0.05, "pictures make no difference"
+    assert set(towers) == ({"none"} if shape == "nano" else {"decomposed", "op"})
+    for name, graph in towers.items():
+        session = opened(graph)
+        assert session.get_inputs()[0].shape == ["N", 3, 32, 32]
+        for n in (1, 3, 8):
+            assert_rows(session, PIXELS[:n], want[:n], f"{name} at batch {n}")
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "nano"])
+def test_text_tower_agrees_at_every_batch_and_length(shape: str) -> None:
+    source, towers = traced(shape, "text")
+    ids = make_ids(8)
+    want = wanted(source, "text", ids)
+    assert np.ptp(want, axis=0).max() > 0.05, "texts make no difference"
+    for name, graph in towers.items():
+        session = opened(graph)
+        assert session.get_inputs()[0].type == "tensor(int32)"
+        for n in (1, 3, 8):
+            assert_rows(session, ids[:n], want[:n], f"{name} at batch {n}")
+        for length in (1, 2, 7, LENGTH) if source.text.dynamic_length else ():
+            short = make_ids(3, length)
+            assert_rows(session, short, wanted(source, "text", short), f"{name} at length {length}")
+
+
+def test_padding_changes_nothing_where_the_length_is_dynamic() -> None:
+    source, towers = traced("openai", "text")
+    ids = make_ids(8)
+    want = wanted(source, "text", ids)
+    for session in map(opened, towers.values()):
+        for row, target in zip(ids, want, strict=True):
+            cut = row[None, : int(np.flatnonzero(row == EOS)[0]) + 1]
+            assert_rows(session, cut, target[None], f"length {cut.shape[1]}")
+
+
+@pytest.mark.parametrize("shape", ["openai", "openclip-avg"])
+def test_of_several_end_marks_the_first_is_pooled(shape: str) -> None:
+    source, towers = traced(shape, "text")
+    ids = np.full((3, 12), 7, np.int32)
+    ids[0, [4, 9]] = EOS
+    ids[1, 3:] = EOS  # padded with the end mark, as OpenAI's models are
+    # ids[2] has none: position 0 stands for it, as in the source
+    want = wanted(source, "text", ids)
+    only_first = ids.copy()
+    only_first[0, 9], only_first[1, 4:] = 7, 7
+    np.testing.assert_allclose(wanted(source, "text", only_first)[:2], want[:2], atol=TOLERANCE)
+    for graph in towers.values():
+        assert_rows(opened(graph), ids, want)
+
+
+def test_stream_of_trained_magnitude_is_exact_in_fp32() -> None:
+    source = clip_source()
+    plant_outliers(source.model)  # type: ignore[arg-type]
+    for kind, inputs in (("image", PIXELS), ("text", make_ids(8))):
+        want = wanted(source, kind, inputs)
+        for graph in graphs(source, kind).values():
+            assert_rows(opened(graph), inputs, want, kind)
+
+
+def test_left_in_training_mode_and_under_autocast_it_exports_the_same() -> None:
+    source = nano_source()
+    tower = tower_of(source, "image")
+    before = weights(trace(tower, tower.flavours[0])[0])
+    source.model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        tower = tower_of(source, "image")
+        model, _ = trace(tower, tower.flavours[0])
+    assert count(model)["Conv"] == 6
+    assert {name: array.tobytes() for name, array in weights(model).items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }
+
+
+def weights(model: Any) -> dict[str, NDArray[Any]]:
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+
+
+def test_both_flavours_hold_the_same_weights_once_and_only_their_own() -> None:
+    for kind in ("image", "text"):
+        source, towers = traced("openai", kind)
+        part = getattr(source.model, kind)
+        a, b = (weights(ir.from_proto(graph)) for graph in towers.values())
+        large = {name: array.tobytes() for name, array in a.items() if array.size >= 64}
+        assert large == {
+            name: array.tobytes() for name, array in b.items() if array.size >= 64 and name in large
+        }
+        assert len(set(large.values())) == len(large), "a tensor is there twice"
+        parameters = sum(p.numel() for p in part.parameters())
+        extra = sum(array.size for array in a.values()) - parameters
+        assert 0 <= extra < 600, (
+            f"{kind}: {extra} values beyond the tower's own parameters"
+        )  # mask, order, shapes
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_graphs_are_standard_checked_and_say_nothing_of_the_machine(kind: str) -> None:
+    limits = {"decomposed": (10, 20), "op": (11, 23)}
+    for name, graph in traced("openai", kind)[1].items():
+        onnx.checker.check_model(graph, full_check=True)
+        versions = graph.ir_version, [(o.domain, o.version) for o in graph.opset_import]
+        assert versions == (limits[name][0], [("", limits[name][1])])
+        text = str(graph)
+        assert "stack_trace" not in text
+        assert ".py" not in text
+
+
+def test_the_graph_holds_fused_operators() -> None:
+    for name, graph in traced("openai", "image")[1].items():
+        counts = count(ir.from_proto(graph))
+        assert counts["LayerNormalization"] == 6
+        assert counts["fused_qkv"] == 2
+        assert counts["linears"] == 9
+        assert (counts.get("Softmax", 0), counts.get("Attention", 0)) == ((0, 2) if name == "op" else (2, 0))
+    assert count(ir.from_proto(traced("openclip-avg", "text")[1]["decomposed"]))["Gelu"] == 2
+
+
+class _Apart(torch.nn.LayerNorm):
+    """A layer norm written out, which the exporter cannot keep as one operator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt() * self.weight + self.bias
+
+
+def broken(tower: TracedTower, **changes: Any) -> None:
+    trace(replace(tower, **changes), tower.flavours[0])
+
+
+def test_a_norm_taken_apart_is_refused() -> None:
+    source = clip_source()
+    norm = _Apart(48)
+    source.model.image.norm_pre = norm  # type: ignore[union-attr]
+    with pytest.raises(CheckFailed, match="expected 6 LayerNormalization in the graph, found 5"):
+        broken(tower_of(source, "image"))
+
+
+def test_a_split_projection_is_refused() -> None:
+    tower = tower_of(clip_source(), "image")
+    with pytest.raises(CheckFailed, match="expected 12 linears in the graph, found 9"):
+        broken(tower, expected={"linears": 12})
+
+
+def test_a_baked_batch_is_refused() -> None:
+    tower = tower_of(clip_source(), "image")
+    fixed = torch.nn.Sequential(tower.module, _Fixed())
+    with pytest.raises(CheckFailed, match=r"expected embeddings float32 \('N', 24\)"):
+        broken(tower, module=fixed)
+
+
+class _Fixed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(0, keepdim=True).expand(2, -1)
+
+
+def test_rows_without_a_direction_stay_finite() -> None:
+    rows = UnitRows(torch.nn.Identity())(torch.tensor([[0.0, 0.0], [3e-7, 4e-7], [3e18, 4e18]]))
+    torch.testing.assert_close(rows, torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.6, 0.8]]))
+
+
+def test_a_mask_value_survives_fp16_with_any_score_added() -> None:
+    score = torch.tensor([-60000.0, 0.0, 30000.0]).half()
+    assert torch.isfinite(score[1:] + torch.tensor(clip_towers.MASKED).half()).all()
+    assert torch.softmax(torch.tensor([0.0, clip_towers.MASKED]), 0).tolist() == [1.0, 0.0]
+
+
+def test_an_unknown_model_is_refused_in_one_line() -> None:
+    source = replace(clip_source(), model=DualEncoder())
+    with pytest.raises(SourceError, match="cannot export a DualEncoder, expected one of Clip, NanoCLIP"):
+        tower_of(source, "image")

@@ -1,0 +1,50 @@
+"""Whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeclip.errors import InputError
+from edgeclip.files import cache_folder, new_folder, write_file
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.txt"
+    write_file(target, "old")
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_file(target, "new")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as scratch:
+        (scratch / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path / "out") as scratch:
+        (scratch / "file").write_text("1")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "out"):
+        pass
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", overwrite=True) as scratch:
+        raise RuntimeError
+    assert (tmp_path / "out/file").read_text() == "1"
+    with new_folder(tmp_path / "out", overwrite=True) as scratch:
+        (scratch / "file").write_text("2")
+    assert (tmp_path / "out/file").read_text() == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_cache_folder_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGECLIP_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert cache_folder().name.startswith("edgeclip-")

@@ -1,0 +1,29 @@
+"""The built-in recipes learn: on drawn shapes, in seconds, on held-out combinations."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from edgeclip.models.training import load_recipe, train, with_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "loss_below"), [("clip_vit_tiny", math.log(64) / 4), ("siglip_vit_tiny", 0.75 * 8 * math.log(2))]
+)
+def test_learns_shapes(tmp_path: Path, name: str, loss_below: float) -> None:
+    recipe = with_settings(
+        load_recipe(name),
+        ("steps=150", "batch_size=64", "warmup_steps=15", "checkpoint_every=150", "device=cpu"),
+    )
+    result = train(recipe, tmp_path, progress=False)
+    assert result.loss < loss_below
+    scores = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "score" in line
+    ]
+    # 600 pictures of 84 captions never trained on: chance is 0.012. Measured 0.80 (clip) after 150 steps.
+    assert scores[0]["score"] < 0.05
+    assert scores[-1]["score"] > 0.5
