@@ -14,7 +14,19 @@ from typing import Any
 from edgeclip.errors import EdgeClipError
 from edgeclip.files import cache_folder
 
-CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve")
+CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,12 @@ def to_records(findings: list[Finding]) -> list[dict[str, Any]]:
 
 def _python() -> Finding:
     good = sys.version_info >= (3, 10)
-    return Finding("python", good, f"{platform.python_version()} on {platform.system()} {platform.machine()}", "" if good else "install Python 3.10 or newer")
+    return Finding(
+        "python",
+        good,
+        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "" if good else "install Python 3.10 or newer",
+    )
 
 
 def _cpu() -> Finding:
@@ -56,12 +73,16 @@ def _cpu() -> Finding:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     have = [flag for flag in CPU_FLAGS if flag in flags.split()]
-    return Finding("cpu", True, f"{name}, {cores} cores usable, {' '.join(have) or 'instruction sets not known'}")
+    return Finding(
+        "cpu", True, f"{name}, {cores} cores usable, {' '.join(have) or 'instruction sets not known'}"
+    )
 
 
 def _memory() -> Finding:
     try:
-        entries = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+        entries = dict(
+            line.split(":") for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
+        )
         total, free = (int(entries[key].split()[0]) / 1024**2 for key in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
         return Finding("memory", True, "not known")
@@ -74,7 +95,9 @@ def _gpu() -> Finding:
         return Finding("gpu", True, f"Jetson: {jetson.read_text().splitlines()[0].lstrip('# ')}")
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            query, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return Finding("gpu", True, "no NVIDIA GPU found; the CPU engine is used")
     return Finding("gpu", True, "; ".join(line.strip() for line in lines))
@@ -84,29 +107,65 @@ def _engines() -> list[Finding]:
     version = _version("onnxruntime") or _version("onnxruntime-gpu")
     both = _version("onnxruntime") and _version("onnxruntime-gpu")
     if version is None:
-        return [Finding("engine onnxruntime-cpu", False, "onnxruntime is not installed", "pip install 'edgeclip[cpu]'")]
+        return [
+            Finding(
+                "engine onnxruntime-cpu", False, "onnxruntime is not installed", "pip install 'edgeclip[cpu]'"
+            )
+        ]
     try:
         import onnxruntime
 
         providers = onnxruntime.get_available_providers()
     except Exception as error:  # a broken wheel raises whatever it likes
-        return [Finding("engine onnxruntime-cpu", False, f"does not import: {error}", "pip install --force-reinstall onnxruntime")]
+        return [
+            Finding(
+                "engine onnxruntime-cpu",
+                False,
+                f"does not import: {error}",
+                "pip install --force-reinstall onnxruntime",
+            )
+        ]
     found = [Finding("engine onnxruntime-cpu", True, f"onnxruntime {version}")]
     if both:
         fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'edgeclip[gpu]'"
-        found.append(Finding("engine onnxruntime-cuda", False, "onnxruntime and onnxruntime-gpu share one folder; keep one of them", fix))
+        found.append(
+            Finding(
+                "engine onnxruntime-cuda",
+                False,
+                "onnxruntime and onnxruntime-gpu share one folder; keep one of them",
+                fix,
+            )
+        )
     elif "CUDAExecutionProvider" in providers:
-        found.append(Finding("engine onnxruntime-cuda", True, "built in; whether it starts shows when a bundle is loaded with --engine onnxruntime-cuda"))
+        found.append(
+            Finding(
+                "engine onnxruntime-cuda",
+                True,
+                "built in; whether it starts shows when a bundle is loaded with --engine onnxruntime-cuda",
+            )
+        )
     else:
         fix = "pip uninstall -y onnxruntime && pip install 'edgeclip[gpu]'"
-        found.append(Finding("engine onnxruntime-cuda", False, "this onnxruntime has no CUDA provider (needs an NVIDIA GPU)", fix))
+        found.append(
+            Finding(
+                "engine onnxruntime-cuda",
+                False,
+                "this onnxruntime has no CUDA provider (needs an NVIDIA GPU)",
+                fix,
+            )
+        )
     return found
 
 
 def _export() -> Finding:
     missing = [name for name in ("torch", "onnx", "onnxscript") if _version(name) is None]
     if missing:
-        return Finding("export and train", False, f"not installed: {', '.join(missing)} (only the workstation needs them)", "pip install 'edgeclip[export]'")
+        return Finding(
+            "export and train",
+            False,
+            f"not installed: {', '.join(missing)} (only the workstation needs them)",
+            "pip install 'edgeclip[export]'",
+        )
     return Finding("export and train", True, f"torch {_version('torch')}, onnx {_version('onnx')}")
 
 
@@ -117,7 +176,12 @@ def _cache() -> Finding:
         place = place.parent
     if os.access(place, os.W_OK):
         return Finding("cache", True, str(folder))
-    return Finding("cache", True, f"{folder} cannot be written; folders open all the same, .zip bundles need it", "export EDGECLIP_CACHE=/some/folder")
+    return Finding(
+        "cache",
+        True,
+        f"{folder} cannot be written; folders open all the same, .zip bundles need it",
+        "export EDGECLIP_CACHE=/some/folder",
+    )
 
 
 def _embedded() -> list[Finding]:
@@ -128,11 +192,15 @@ def _embedded() -> list[Finding]:
         try:
             bundle = open_bundle(name)
         except EdgeClipError as error:
-            found.append(Finding(f"bundle {name}", False, str(error), "pip install --force-reinstall edgeclip"))
+            found.append(
+                Finding(f"bundle {name}", False, str(error), "pip install --force-reinstall edgeclip")
+            )
         else:
             size = sum(entry.size for entry in bundle.manifest.files.values())
             found.append(Finding(f"bundle {name}", True, f"embedded, {size / 1e6:.1f} MB"))
-    return found or [Finding("bundle nano", False, "no embedded bundle", "pip install --force-reinstall edgeclip")]
+    return found or [
+        Finding("bundle nano", False, "no embedded bundle", "pip install --force-reinstall edgeclip")
+    ]
 
 
 def _version(package: str) -> str | None:

@@ -73,7 +73,11 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal, read in pieces."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(stream)
+        )
 
 
 def _sha256(stream: object) -> str:  # Python 3.10 has no hashlib.file_digest

@@ -38,7 +38,10 @@ class NanoConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NanoConfig:
         """Rebuild from `to_json`. Raises TypeError on a field that does not exist."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**values)
 
 
 class ConvBlock(nn.Module):

@@ -25,17 +25,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as scratch:
-        (scratch / "half").write_text("x")
-        raise RuntimeError
+
+    def fail_half_way(overwrite: bool = False) -> None:
+        with new_folder(tmp_path / "out", overwrite=overwrite) as scratch:
+            (scratch / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list(tmp_path.iterdir()) == []
     with new_folder(tmp_path / "out") as scratch:
         (scratch / "file").write_text("1")
         assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "out"):
         pass
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", overwrite=True) as scratch:
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_half_way(overwrite=True)
     assert (tmp_path / "out/file").read_text() == "1"
     with new_folder(tmp_path / "out", overwrite=True) as scratch:
         (scratch / "file").write_text("2")

@@ -1,6 +1,6 @@
 """What `bundle.json` says, as frozen dataclasses. Every field is read by somebody, none is guessed.
 
-The published JSON Schema is `manifest.schema.json` beside this file; a test holds the two together.
+The published JSON Schema is docs/bundle.schema.json, made from these by `schema.py`; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ class Preprocessing:
     mean: tuple[float, float, float]  # of values in 0-1, RGB
     std: tuple[float, float, float]
     resize: int = 0  # shortest_crop: target of the shorter side; 0 = the smaller of `size`
-    long_side: Literal["floor", "round"] = "floor"  # Hugging Face and torchvision cut the scaled longer side, open_clip rounds
-    crop_offset: Literal["floor", "round_half_even"] = "floor"  # (long - crop) / 2: Hugging Face floors, torchvision rounds
+    # the scaled longer side: Hugging Face and torchvision cut it, open_clip rounds
+    long_side: Literal["floor", "round"] = "floor"
+    # (long - crop) / 2: Hugging Face floors, torchvision rounds
+    crop_offset: Literal["floor", "round_half_even"] = "floor"
     pad_color: tuple[int, int, int] = (0, 0, 0)
-    background: tuple[int, int, int] | None = None  # transparent pixels are composited on it; None: alpha is dropped
+    # transparent pixels are composited on it; None: alpha is dropped
+    background: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class TextSettings:
     pad_id: int
     eos_id: int | None  # forced to be the last id of a text that was cut; None: the family has none
     dynamic_length: bool  # True: pad to the longest text of the batch; False: always to context_length
-    clean: Literal["none", "openai", "canonicalize", "lower"] = "none"  # applied before the tokenizer, see runtime/text
+    # applied before the tokenizer, see runtime/text
+    clean: Literal["none", "openai", "canonicalize", "lower"] = "none"
     tokenizer: str = "tokenizer.json"  # file inside the bundle
     vocab_size: int = 0
 
@@ -142,7 +146,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text: format line, fields, and last the digest over every byte before it."""
-        text = json.dumps({"format": FORMAT, "version": list(FORMAT_VERSION), **asdict(self)}, indent=1, ensure_ascii=False)
+        text = json.dumps(
+            {"format": FORMAT, "version": list(FORMAT_VERSION), **asdict(self)}, indent=1, ensure_ascii=False
+        )
         body = text.removesuffix("\n}")
         return f'{body}{_DIGEST}"{_sha256(body)}"\n}}\n'
 
@@ -165,11 +171,17 @@ class Manifest:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise BundleError(f"{where}: not JSON ({error}). The bundle is damaged: export or pull it again.") from error
+            raise BundleError(
+                f"{where}: not JSON ({error}). The bundle is damaged: export or pull it again."
+            ) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise BundleError(f'{where}: expected "format": "{FORMAT}", got {_short(data)}. This is not a bundle.')
+            raise BundleError(
+                f'{where}: expected "format": "{FORMAT}", got {_short(data)}. This is not a bundle.'
+            )
         version = data.get("version")
-        if not (isinstance(version, list) and len(version) == 2 and all(type(part) is int for part in version)):
+        if not (
+            isinstance(version, list) and len(version) == 2 and all(type(part) is int for part in version)
+        ):
             raise BundleError(f"{where}: expected a version [major, minor], got {_short(version)}.")
         if version[0] != FORMAT_VERSION[0]:
             raise BundleError(
@@ -177,13 +189,20 @@ class Manifest:
                 "Install a newer edgeclip, or export the model again."
             )
         if data.pop("digest", None) != _sha256(text.rpartition(_DIGEST)[0]):
-            raise BundleError(f"{where}: the content does not match its own digest; it was edited or damaged.")
+            raise BundleError(
+                f"{where}: the content does not match its own digest; it was edited or damaged."
+            )
         data.pop("format"), data.pop("version")
         return _build(cls, data, where, newer=version[1] > FORMAT_VERSION[1])
 
 
 def identity(
-    source_digest: str, family: str, preprocessing: Preprocessing | None, text: TextSettings | None, tokenizer: str, pooling: str
+    source_digest: str,
+    family: str,
+    preprocessing: Preprocessing | None,
+    text: TextSettings | None,
+    tokenizer: str,
+    pooling: str,
 ) -> str:
     """`model_id`: SHA-256 over what decides an embedding's meaning. Adding a variant never changes it.
 
@@ -253,7 +272,10 @@ def _convert(hint: Any, value: Any, where: str, newer: bool) -> Any:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
             raise BundleError(f"{where}: expected {len(inner)} values, got {len(value)}.")
-        return tuple(_convert(kind, item, f"{where}[{i}]", newer) for i, (kind, item) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _convert(kind, item, f"{where}[{i}]", newer)
+            for i, (kind, item) in enumerate(zip(inner, value, strict=True))
+        )
     if origin is dict and isinstance(value, dict):
         return {key: _convert(args[1], item, f"{where}[{key!r}]", newer) for key, item in value.items()}
     if hint is float and type(value) in (int, float):

@@ -26,7 +26,7 @@ def manifest_schema() -> dict[str, Any]:
         },
         **body["properties"],
         "digest": {
-            "description": "SHA-256 of the file's bytes before the last comma, newline, space and \"digest\"",
+            "description": 'SHA-256 of the file\'s bytes before the last comma, newline, space and "digest"',
             "type": "string",
             "pattern": "^[0-9a-f]{64}$",
         },

@@ -17,7 +17,9 @@ from edgeclip.errors import BundleError, CheckFailed
 from edgeclip.files import cache_folder, new_folder, sha256_file, write_file
 
 MANIFEST = "bundle.json"
-EMBEDDED = Path(__file__).parent.parent / "assets"  # bundles that ship in the wheel, by name: edgeclip/assets/<name>/
+EMBEDDED = (
+    Path(__file__).parent.parent / "assets"
+)  # bundles that ship in the wheel, by name: edgeclip/assets/<name>/
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ZIP_BYTES = 32 << 30
 
@@ -50,7 +52,9 @@ def seal(folder: Path, manifest: Manifest) -> Bundle:
         manifest: everything but `files`, which is filled here.
     """
     files = {
-        name: FileEntry(path.stat().st_size, sha256_file(path)) for name, path in _regular_files(folder) if name != MANIFEST
+        name: FileEntry(path.stat().st_size, sha256_file(path))
+        for name, path in _regular_files(folder)
+        if name != MANIFEST
     }
     write_file(folder / MANIFEST, replace(manifest, files=files).to_json())
     return open_bundle(folder)
@@ -79,7 +83,9 @@ def open_bundle(where: str | Path, cache: Path | None = None) -> Bundle:
         return _open_zip(path, cache or cache_folder())
     if not path.is_dir():
         embedded = ", ".join(embedded_names()) or "none"
-        raise BundleError(f"{where}: no such bundle. Expected a bundle folder, a .zip of one, or an embedded name ({embedded}).")
+        raise BundleError(
+            f"{where}: no such bundle. Expected a bundle folder, a .zip of one, or an embedded name ({embedded})."
+        )
     return _open_folder(path)
 
 
@@ -114,10 +120,14 @@ def pack_zip(bundle: Bundle, output: Path) -> None:
 def _open_folder(root: Path, links_allowed: bool = False) -> Bundle:
     file = root / MANIFEST
     if not file.exists():
-        raise BundleError(f"{root}: no {MANIFEST} in it. Expected a bundle folder, made by `edgeclip export` or `edgeclip pull`.")
+        raise BundleError(
+            f"{root}: no {MANIFEST} in it. Expected a bundle folder, made by `edgeclip export` or `edgeclip pull`."
+        )
     _check_file(root, MANIFEST, None, links_allowed)
     if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{file}: {file.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}.")
+        raise BundleError(
+            f"{file}: {file.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}."
+        )
     manifest, digest = _read_manifest(file.read_bytes(), str(file))
     for name, entry in manifest.files.items():
         _check_file(root, name, entry, links_allowed)
@@ -129,7 +139,9 @@ def _read_manifest(raw: bytes, where: str) -> tuple[Manifest, str]:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise BundleError(f"{where}: not UTF-8 text. The bundle is damaged: export or pull it again.") from error
+        raise BundleError(
+            f"{where}: not UTF-8 text. The bundle is damaged: export or pull it again."
+        ) from error
     return Manifest.from_json(text, where), Manifest.stated_digest(text)
 
 
@@ -140,13 +152,19 @@ def _check_file(root: Path, name: str, entry: FileEntry | None, links_allowed: b
         raise BundleError(f"{root / MANIFEST}: file name {name!r} leaves the bundle.")
     for depth in range(1, len(parts)):
         if (root / Path(*parts[:depth])).is_symlink():
-            raise BundleError(f"{root / Path(*parts[:depth])}: is a symbolic link; a bundle holds only plain files.")
+            raise BundleError(
+                f"{root / Path(*parts[:depth])}: is a symbolic link; a bundle holds only plain files."
+            )
     try:
         found = (root / name).lstat()
     except FileNotFoundError:
-        raise BundleError(f"{root / name}: missing. The bundle is incomplete: export or pull it again.") from None
+        raise BundleError(
+            f"{root / name}: missing. The bundle is incomplete: export or pull it again."
+        ) from None
     if not stat.S_ISREG(found.st_mode) or (found.st_nlink > 1 and not links_allowed):
-        raise BundleError(f"{root / name}: is a link or a special file; a bundle holds only plain files. Copy it instead.")
+        raise BundleError(
+            f"{root / name}: is a link or a special file; a bundle holds only plain files. Copy it instead."
+        )
     if entry is not None and found.st_size != entry.size:
         raise BundleError(
             f"{root / name}: {found.st_size} bytes, the manifest says {entry.size}. "
@@ -175,8 +193,13 @@ def check_again(bundle: Bundle, variant: Variant) -> None:
     for name in variant.files:
         _check_file(bundle.root, name, bundle.manifest.files[name], links_allowed=embedded)
     for path in (bundle.root / variant.files[0]).parent.iterdir():
-        if not path.is_dir() and path.relative_to(bundle.root).as_posix() not in (MANIFEST, *bundle.manifest.files):
-            raise BundleError(f"{path}: the manifest does not list this file. Remove it, or export the bundle again.")
+        if not path.is_dir() and path.relative_to(bundle.root).as_posix() not in (
+            MANIFEST,
+            *bundle.manifest.files,
+        ):
+            raise BundleError(
+                f"{path}: the manifest does not list this file. Remove it, or export the bundle again."
+            )
 
 
 def _regular_files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -214,7 +237,9 @@ def _check_zip_sizes(path: Path, infos: dict[str, zipfile.ZipInfo], manifest: Ma
     for name, entry in manifest.files.items():
         info = infos.get(name)
         if info is None or info.file_size != entry.size or info.compress_type != zipfile.ZIP_STORED:
-            raise BundleError(f"{path}: {name!r} is missing, compressed, or not of the {entry.size} bytes that the manifest says.")
+            raise BundleError(
+                f"{path}: {name!r} is missing, compressed, or not of the {entry.size} bytes that the manifest says."
+            )
         total += entry.size
     if total > MAX_ZIP_BYTES:
         raise BundleError(f"{path}: unpacks to {total} bytes; the cap is {MAX_ZIP_BYTES}.")

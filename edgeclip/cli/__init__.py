@@ -68,7 +68,11 @@ def cli() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. The one place where errors become lines."""
     try:
-        result = cli.main(args=list(arguments) if arguments is not None else None, prog_name="edgeclip", standalone_mode=False)
+        result = cli.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="edgeclip",
+            standalone_mode=False,
+        )
         return result if isinstance(result, int) else 0
     except EdgeClipError as error:
         click.echo(f"edgeclip: {error}", err=True)

@@ -28,9 +28,15 @@ Examples:
 @click.argument("pictures", nargs=-1, required=True)
 @click.option("--labels", help="'a cat,a dog', or @FILE with one label a line.")
 @click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas).")
-@click.option("--pack", type=click.Path(exists=True, dir_okay=False), help="A label pack made by `edgeclip labels make`.")
+@click.option(
+    "--pack",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A label pack made by `edgeclip labels make`.",
+)
 @click.option("--template", multiple=True, help="Prompt with a {} for the label; repeated ones are averaged.")
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Labels to print for a picture.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Labels to print for a picture."
+)
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Best score below it: none of these.")
 @model_options
 @strict_option
@@ -53,13 +59,19 @@ def command(
     import edgeclip
 
     if pack and (labels or label or template):
-        raise click.UsageError("--pack brings its own labels and templates; drop --labels, --label and --template.")
-    wanted: list[str] | edgeclip.LabelPack = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label)
+        raise click.UsageError(
+            "--pack brings its own labels and templates; drop --labels, --label and --template."
+        )
+    wanted: list[str] | edgeclip.LabelPack = (
+        edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label)
+    )
     paths = find_pictures(pictures)
     failures: list[tuple[str, str]] = []
     rows: list[tuple[str, edgeclip.Classification]] = []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
-        results = model.classify_each(paths, wanted, templates=template or None, top_k=top_k, threshold=threshold)
+        results = model.classify_each(
+            paths, wanted, templates=template or None, top_k=top_k, threshold=threshold
+        )
         for path, result in tracked(zip(paths, results, strict=True), len(paths), "classify", as_json):
             if isinstance(result, edgeclip.EdgeClipError):
                 failures.append((str(path), str(result)))

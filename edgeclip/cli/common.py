@@ -22,19 +22,29 @@ PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 def model_options(command: F) -> F:
     """`-b/--bundle`, `--engine` and `--threads`: which model runs, on what."""
-    command = click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the cores this process may use.")(command)
-    command = click.option("--engine", help="onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here.")(command)
-    return click.option("-b", "--bundle", default="nano", show_default=True, help="Bundle folder, .zip, hf:ORG/NAME, or nano.")(command)
+    command = click.option(
+        "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the cores this process may use."
+    )(command)
+    command = click.option(
+        "--engine", help="onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here."
+    )(command)
+    return click.option(
+        "-b", "--bundle", default="nano", show_default=True, help="Bundle folder, .zip, hf:ORG/NAME, or nano."
+    )(command)
 
 
 def json_option(command: F) -> F:
     """`--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout (JSON Lines for several inputs).")(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="JSON on stdout (JSON Lines for several inputs)."
+    )(command)
 
 
 def strict_option(command: F) -> F:
     """`--strict`."""
-    return click.option("--strict", is_flag=True, help="Exit 1 when any input failed or any text was cut.")(command)
+    return click.option("--strict", is_flag=True, help="Exit 1 when any input failed or any text was cut.")(
+        command
+    )
 
 
 def find_pictures(arguments: Sequence[str]) -> list[Path]:
@@ -47,11 +57,15 @@ def find_pictures(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+            matches = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
+            )
         elif path.exists():
             matches = [path]
         else:
-            matches = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())
+            matches = sorted(
+                Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file()
+            )
         if not matches:
             kind = "holds no pictures" if path.is_dir() else "no such file, folder or glob"
             raise InputError(f"{argument}: {kind}. Pictures end in {', '.join(sorted(PICTURE_SUFFIXES))}.")
@@ -71,12 +85,16 @@ def parse_labels(value: str | None, repeated: Sequence[str]) -> list[str]:
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--labels {value}: cannot read the file ({error}). Expected UTF-8 text, one label a line.") from error
+            raise InputError(
+                f"--labels {value}: cannot read the file ({error}). Expected UTF-8 text, one label a line."
+            ) from error
         labels += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     elif value:
         labels += [part.strip() for part in value.split(",") if part.strip()]
     if not labels:
-        raise InputError("no labels. Pass --labels 'a cat,a dog', --labels @labels.txt, or --label 'a cat' once for each.")
+        raise InputError(
+            "no labels. Pass --labels 'a cat,a dog', --labels @labels.txt, or --label 'a cat' once for each."
+        )
     return labels
 
 

@@ -27,7 +27,12 @@ def command(as_json: bool) -> None:
 
     table = Table("", "what", "found")
     for finding in findings:
-        table.add_row("yes" if finding.ok else "no", finding.topic, finding.detail, style=None if finding.ok else "yellow")
+        table.add_row(
+            "yes" if finding.ok else "no",
+            finding.topic,
+            finding.detail,
+            style=None if finding.ok else "yellow",
+        )
     console().print(table)
     for finding in findings:
         if finding.command:  # on lines of their own, so that they can be copied

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from edgeclip.cli.common import emit, find_pictures, finish, json_option, model_options, strict_option, tracked
+from edgeclip.cli.common import (
+    emit,
+    find_pictures,
+    finish,
+    json_option,
+    model_options,
+    strict_option,
+    tracked,
+)
 from edgeclip.errors import InputError
 
 EXAMPLES = """\b
@@ -20,8 +28,19 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("pictures", nargs=-1)
 @click.option("--text", multiple=True, help="A text to embed instead of pictures; repeat for more.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help=".npz (with the names) or .npy (vectors only).")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures per call of the engine.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=".npz (with the names) or .npy (vectors only).",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Pictures per call of the engine.",
+)
 @model_options
 @strict_option
 @json_option
@@ -53,7 +72,9 @@ def command(
     names: list[str] = []
     rows = []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
-        vectors = iter(model.embed_texts(list(text))) if text else model.embed_each(items, batch_size=batch_size)
+        vectors = (
+            iter(model.embed_texts(list(text))) if text else model.embed_each(items, batch_size=batch_size)
+        )
         for item, vector in tracked(zip(items, vectors, strict=True), len(items), "embed", as_json):
             if isinstance(vector, edgeclip.EdgeClipError):
                 failures.append((item, str(vector)))

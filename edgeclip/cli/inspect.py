@@ -31,7 +31,9 @@ def command(bundle: str, memory: bool, as_json: bool) -> None:
     if memory:
         from edgeclip.runtime.memory import estimate_memory
 
-        record["memory_bytes"] = {variant.id: estimate_memory(opened, variant) for variant in opened.manifest.variants}
+        record["memory_bytes"] = {
+            variant.id: estimate_memory(opened, variant) for variant in opened.manifest.variants
+        }
     if as_json:
         emit(record)
     else:
@@ -57,16 +59,25 @@ def _print(record: dict[str, Any]) -> None:
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     text, licence = record["text"], record["licence"]
     preprocessing = record["preprocessing"]
-    facts.add_row("model", f"{record['name']} ({record['family']}), from {record['source'] or 'an unnamed source'}")
+    facts.add_row(
+        "model", f"{record['name']} ({record['family']}), from {record['source'] or 'an unnamed source'}"
+    )
     facts.add_row("model id", record["model_id"][:16])
-    facts.add_row("embeddings", f"{record['embedding_dim']} wide; scores by {record['activation']} at scale {record['logit_scale']:.4g}")
+    facts.add_row(
+        "embeddings",
+        f"{record['embedding_dim']} wide; scores by {record['activation']} at scale {record['logit_scale']:.4g}",
+    )
     if preprocessing:
         height, width = preprocessing["size"]
-        facts.add_row("pictures", f"{width} x {height} pixels, {preprocessing['mode']}, {preprocessing['resample']}")
+        facts.add_row(
+            "pictures", f"{width} x {height} pixels, {preprocessing['mode']}, {preprocessing['resample']}"
+        )
     if text:
         length = "up to " if text["dynamic_length"] else ""
         facts.add_row("texts", f"{length}{text['context_length']} tokens, vocabulary of {text['vocab_size']}")
-    facts.add_row("weights licence", licence["weights"] + (f"; {licence['credit']}" if licence["credit"] else ""))
+    facts.add_row(
+        "weights licence", licence["weights"] + (f"; {licence['credit']}" if licence["credit"] else "")
+    )
     facts.add_row("size", _size(record["size_bytes"]))
     out = console()
     out.print(facts)

@@ -25,7 +25,13 @@ Examples:
 @click.option("--labels", help="'a cat,a dog', or @FILE with one label a line.")
 @click.option("--label", multiple=True, help="One label; repeat for more.")
 @click.option("--template", multiple=True, help="Prompt with a {} for the label; repeated ones are averaged.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The pack to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The pack to write.",
+)
 @model_options
 @json_option
 def make(
@@ -44,7 +50,12 @@ def make(
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
         pack = model.make_labels(parse_labels(labels, label), templates=template or None)
     pack.save(output)
-    record = {"path": str(output), "labels": len(pack.labels), "bytes": output.stat().st_size, "model_id": pack.model_id}
+    record = {
+        "path": str(output),
+        "labels": len(pack.labels),
+        "bytes": output.stat().st_size,
+        "model_id": pack.model_id,
+    }
     if as_json:
         emit(record)
     else:
@@ -64,7 +75,9 @@ def show(pack: str, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("index", "label", caption=f"model {opened.model_id[:16]}, templates: {', '.join(opened.templates)}")
+    table = Table(
+        "index", "label", caption=f"model {opened.model_id[:16]}, templates: {', '.join(opened.templates)}"
+    )
     for index, name in enumerate(opened.labels):
         table.add_row(str(index), name)
     console().print(table)

@@ -17,11 +17,15 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("repository")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make. Default: the repository's name.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to make. Default: the repository's name."
+)
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @json_option
-def command(repository: str, output: Path | None, revision: str | None, overwrite: bool, as_json: bool) -> None:
+def command(
+    repository: str, output: Path | None, revision: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Download a bundle from the Hugging Face Hub and check every hash."""
     from edgeclip.bundle.hub import pull, repo_id
 
@@ -30,4 +34,6 @@ def command(repository: str, output: Path | None, revision: str | None, overwrit
     if as_json:
         emit({"path": str(target), "name": bundle.manifest.name, "digest": bundle.digest})
     else:
-        click.echo(f"{target}: {bundle.manifest.name}, {len(bundle.manifest.files)} files, hashes checked", err=True)
+        click.echo(
+            f"{target}: {bundle.manifest.name}, {len(bundle.manifest.files)} files, hashes checked", err=True
+        )

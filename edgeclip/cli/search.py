@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from edgeclip.cli.common import console, emit, find_pictures, finish, json_option, model_options, strict_option, tracked
+from edgeclip.cli.common import (
+    console,
+    emit,
+    find_pictures,
+    finish,
+    json_option,
+    model_options,
+    strict_option,
+    tracked,
+)
 
 EXAMPLES = """\b
 Examples:
@@ -16,12 +25,21 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("folder")
 @click.argument("query")
-@click.option("-k", "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="Pictures to print.")
+@click.option(
+    "-k", "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="Pictures to print."
+)
 @model_options
 @strict_option
 @json_option
 def command(
-    folder: str, query: str, top_k: int, bundle: str, engine: str | None, threads: int | None, strict: bool, as_json: bool
+    folder: str,
+    query: str,
+    top_k: int,
+    bundle: str,
+    engine: str | None,
+    threads: int | None,
+    strict: bool,
+    as_json: bool,
 ) -> int:
     """Rank the pictures of a folder by how well a text describes them."""
     import numpy as np
@@ -34,7 +52,9 @@ def command(
     rows = []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
         wanted = model.embed_texts(query)
-        for path, vector in tracked(zip(paths, model.embed_each(paths), strict=True), len(paths), "embed", as_json):
+        for path, vector in tracked(
+            zip(paths, model.embed_each(paths), strict=True), len(paths), "embed", as_json
+        ):
             if isinstance(vector, edgeclip.EdgeClipError):
                 failures.append((str(path), str(vector)))
             else:

@@ -34,6 +34,11 @@ def command(bundle: str, threads: int | None, as_json: bool) -> None:
 
         table = Table("check", "result", "figure")
         for check in report.checks:
-            table.add_row(check.name, "ok" if check.passed else "FAILED", check.detail, style=None if check.passed else "red")
+            table.add_row(
+                check.name,
+                "ok" if check.passed else "FAILED",
+                check.detail,
+                style=None if check.passed else "red",
+            )
         console().print(table)
     report.require()

@@ -99,7 +99,9 @@ def test_edited_manifest_is_refused(bundle: Bundle) -> None:
         open_bundle(bundle.root)
 
 
-def test_newer_major_is_refused_in_one_line_and_newer_minor_is_read(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_major_is_refused_in_one_line_and_newer_minor_is_read(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgeclip.bundle.manifest.FORMAT_VERSION", (2, 0))
     text = MANIFEST.to_json()
     monkeypatch.setattr("edgeclip.bundle.manifest.FORMAT_VERSION", (1, 7))
@@ -115,7 +117,9 @@ def test_newer_major_is_refused_in_one_line_and_newer_minor_is_read(bundle: Bund
 def test_paths_that_leave_the_folder_are_refused(bundle: Bundle, name: str) -> None:
     from edgeclip.bundle import FileEntry
 
-    (bundle.root / "bundle.json").write_text(replace(bundle.manifest, files={name: FileEntry(1, "0")}).to_json())
+    (bundle.root / "bundle.json").write_text(
+        replace(bundle.manifest, files={name: FileEntry(1, "0")}).to_json()
+    )
     with pytest.raises(BundleError, match="leaves the bundle"):
         open_bundle(bundle.root)
 
@@ -195,7 +199,9 @@ def test_not_there(tmp_path: Path) -> None:
         open_bundle(tmp_path)
 
 
-def test_zip_opens_once_into_the_cache(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_opens_once_into_the_cache(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
     archive = tmp_path / "toy.zip"
     pack_zip(bundle, archive)
@@ -223,7 +229,9 @@ def test_hostile_zips(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Monkey
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(BundleError, match="not a whole zip"):
         open_bundle(archive)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()], "a refused zip left files behind"
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()], (
+        "a refused zip left files behind"
+    )
 
 
 def test_identity_depends_on_meaning_not_on_variants() -> None:

@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_unread_settings_end_the_run_at_once(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="tokenizer: set to 'x.json', but nothing"):
+    with pytest.raises(TrainingError, match=r"tokenizer: set to 'x\.json', but nothing"):
         train(own_recipe(tokenizer="x.json"), tmp_path, progress=False)
     with pytest.raises(TrainingError, match="init_from: set to 'a', but nothing"):
         train(tiny(init_from="a"), tmp_path, progress=False)

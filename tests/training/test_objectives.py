@@ -123,7 +123,7 @@ def test_table_and_weights() -> None:
         0.25 * info_nce(image, text, features["scale"]).item() + 2 * text.sum().item(), rel=1e-9
     )
     assert terms["mine"].item() == pytest.approx(text.sum().item())
-    with pytest.raises(TrainingError, match="sigmoid asks for bias.*logit_bias=true"):
+    with pytest.raises(TrainingError, match=r"sigmoid asks for bias.*logit_bias=true"):
         Objectives((("sigmoid", 1.0),))(features)
     with pytest.raises(TrainingError, match="stands there twice"):
         Objectives((("sigmoid", 1.0), ("sigmoid", 2.0)))

@@ -76,7 +76,7 @@ def test_set_refuses(text: str, message: str) -> None:
 
 
 def test_types_of_a_hand_written_recipe() -> None:
-    with pytest.raises(TrainingError, match="steps: expected int, got 10.5"):
+    with pytest.raises(TrainingError, match=r"steps: expected int, got 10\.5"):
         Recipe(steps=10.5)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="schedule: expected one of cosine, constant, got 'linear'"):
         Recipe(schedule="linear")  # type: ignore[arg-type]
