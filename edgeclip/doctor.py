@@ -15,18 +15,9 @@ from edgeclip.errors import EdgeClipError
 from edgeclip.files import cache_folder
 
 CPU_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-)
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,56 +95,29 @@ def _gpu() -> Finding:
 
 
 def _engines() -> list[Finding]:
-    version = _version("onnxruntime") or _version("onnxruntime-gpu")
-    both = _version("onnxruntime") and _version("onnxruntime-gpu")
-    if version is None:
-        return [
-            Finding(
-                "engine onnxruntime-cpu", False, "onnxruntime is not installed", "pip install 'edgeclip[cpu]'"
-            )
-        ]
+    cpu, cuda = "engine onnxruntime-cpu", "engine onnxruntime-cuda"
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
+    if not installed:
+        return [Finding(cpu, False, "onnxruntime is not installed", "pip install 'edgeclip[cpu]'")]
     try:
         import onnxruntime
 
         providers = onnxruntime.get_available_providers()
     except Exception as error:  # a broken wheel raises whatever it likes
-        return [
-            Finding(
-                "engine onnxruntime-cpu",
-                False,
-                f"does not import: {error}",
-                "pip install --force-reinstall onnxruntime",
-            )
-        ]
-    found = [Finding("engine onnxruntime-cpu", True, f"onnxruntime {version}")]
-    if both:
+        fix = f"pip install --force-reinstall {' '.join(installed)}"
+        return [Finding(cpu, False, f"does not import: {error}", fix)]
+    found = [Finding(cpu, True, f"onnxruntime {_version(installed[0])}")]
+    if len(installed) == 2:
         fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'edgeclip[gpu]'"
-        found.append(
-            Finding(
-                "engine onnxruntime-cuda",
-                False,
-                "onnxruntime and onnxruntime-gpu share one folder; keep one of them",
-                fix,
-            )
-        )
+        reason = "onnxruntime and onnxruntime-gpu share one folder; keep one of them"
+        found.append(Finding(cuda, False, reason, fix))
     elif "CUDAExecutionProvider" in providers:
-        found.append(
-            Finding(
-                "engine onnxruntime-cuda",
-                True,
-                "built in; whether it starts shows when a bundle is loaded with --engine onnxruntime-cuda",
-            )
-        )
+        reason = "built in; whether it starts shows when a bundle is loaded with --engine onnxruntime-cuda"
+        found.append(Finding(cuda, True, reason))
     else:
         fix = "pip uninstall -y onnxruntime && pip install 'edgeclip[gpu]'"
-        found.append(
-            Finding(
-                "engine onnxruntime-cuda",
-                False,
-                "this onnxruntime has no CUDA provider (needs an NVIDIA GPU)",
-                fix,
-            )
-        )
+        reason = "this onnxruntime has no CUDA provider (needs an NVIDIA GPU)"
+        found.append(Finding(cuda, False, reason, fix))
     return found
 
 

@@ -22,8 +22,26 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    raw = data.encode() if isinstance(data, str) else data
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one, never a part.
+
+    Raises:
+        InputError: the place cannot be written, or the disk is full.
+    """
+    with _writing(path):
+        _write(path, data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}). Choose another place, or make room there."
+        ) from error
+
+
+def _write(path: Path, raw: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -49,12 +67,13 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         path: the folder to make.
         overwrite: replace a folder that is there already; the old one goes only when the new one is whole.
     Raises:
-        InputError: `path` exists and `overwrite` is false.
+        InputError: `path` exists and `overwrite` is false, or cannot be made.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path}: already exists. Choose another place, or pass --overwrite to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield scratch
         scratch.chmod(0o755)

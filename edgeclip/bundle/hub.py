@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle.store import Bundle, check_hashes, open_bundle
-from edgeclip.errors import BundleError, InputError
+from edgeclip.errors import BundleError, EdgeClipError, InputError
 from edgeclip.files import cache_folder, new_folder
 
 PREFIX = "hf:"
@@ -32,14 +32,17 @@ def pull(name: str, output: Path, *, revision: str | None = None, overwrite: boo
         BundleError: the repository cannot be reached or holds no bundle.
         CheckFailed: a file does not match its hash.
     """
-    hub = _library()
+    hub, repo = _library(), repo_id(name)
     with new_folder(output, overwrite=overwrite) as scratch:
         try:
-            hub.snapshot_download(repo_id(name), revision=revision, local_dir=scratch)
+            hub.snapshot_download(repo, revision=revision, local_dir=scratch)
         except Exception as error:  # the library raises its own, HTTP's and the system's errors
             raise BundleError(f"{name}: cannot download from the Hub: {_first_line(error)}") from error
-        _drop_strangers(scratch)
-        check_hashes(open_bundle(scratch))
+        try:
+            _drop_strangers(scratch)
+            check_hashes(open_bundle(scratch))
+        except EdgeClipError as error:  # the scratch folder's name would tell nobody anything
+            raise type(error)(str(error).replace(str(scratch), f"{name} on the Hub")) from error
     return open_bundle(output)
 
 
@@ -61,6 +64,7 @@ def push(bundle: Bundle, name: str, *, private: bool = False, revision: str | No
             repo_id=repo,
             folder_path=bundle.root,
             revision=revision,
+            allow_patterns=["bundle.json", *bundle.manifest.files],  # nothing else that lies in the folder
             commit_message=f"edgeclip bundle {bundle.manifest.name} {bundle.digest[:12]}",
         )
     except Exception as error:  # as above
@@ -72,10 +76,7 @@ def _drop_strangers(folder: Path) -> None:
     """Remove what the repository holds beside the bundle (README, .gitattributes, the library's own records)."""
     import shutil
 
-    try:
-        listed = {*open_bundle(folder).manifest.files, "bundle.json"}
-    except BundleError as error:
-        raise BundleError(str(error).replace(f"{folder}", "the downloaded repository")) from error
+    listed = {*open_bundle(folder).manifest.files, "bundle.json"}
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():

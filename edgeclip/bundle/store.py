@@ -17,9 +17,9 @@ from edgeclip.errors import BundleError, CheckFailed
 from edgeclip.files import cache_folder, new_folder, sha256_file, write_file
 
 MANIFEST = "bundle.json"
-EMBEDDED = (
-    Path(__file__).parent.parent / "assets"
-)  # bundles that ship in the wheel, by name: edgeclip/assets/<name>/
+# bundles that ship in the wheel, by name: edgeclip/assets/<name>/
+EMBEDDED = Path(__file__).parent.parent / "assets"
+# bundles that ship in the wheel, by name: edgeclip/assets/<name>/
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ZIP_BYTES = 32 << 30
 

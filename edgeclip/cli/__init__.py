@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 import click
 
 from edgeclip import __version__
+from edgeclip.cli.common import Warnings, say
 from edgeclip.errors import EdgeClipError
 
 VERBS = {  # in the order of a model's life; each module offers `command`
@@ -54,44 +58,74 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in VERBS and not name.startswith("-") and (near := get_close_matches(name, VERBS, 1)):
-            ctx.fail(f"No such command {name!r}. Did you mean {near[0]!r}?")
+        if name not in VERBS and not name.startswith("-"):
+            near = get_close_matches(name, VERBS, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(VERBS)}."
+            ctx.fail(f"No such command {name!r}. {hint}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, SystemExit):  # `edgeclip ... | head` has read enough; rich raises SystemExit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
 
 @click.group(cls=_Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgeclip")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """CLIP-family models on devices: export, prove, pack, and run them without PyTorch."""
+    log = logging.getLogger("edgeclip")
+    ctx.obj = Warnings()
+    log.addHandler(ctx.obj)
+    ctx.call_on_close(lambda: log.removeHandler(ctx.obj))
+
+
+# What the machine refuses: no bug of ours, and no traceback.
+_MACHINE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. The one place where errors become lines."""
     try:
-        result = cli.main(
-            args=list(arguments) if arguments is not None else None,
-            prog_name="edgeclip",
-            standalone_mode=False,
-        )
+        args = list(arguments) if arguments is not None else None
+        result = cli.main(args=args, prog_name="edgeclip", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except EdgeClipError as error:
-        click.echo(f"edgeclip: {error}", err=True)
+        say(str(error))
         return error.exit_code
     except click.ClickException as error:
-        error.show()
-        return 2
+        return _usage(error)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("edgeclip: interrupted", err=True)
+        say("interrupted")
         return 130
-    except BrokenPipeError:  # `edgeclip ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+            return 2
         traceback.print_exc()
-        click.echo("edgeclip: this is a bug in edgeclip; please report the lines above.", err=True)
+        say("this is a bug in edgeclip; please report the lines above.")
         return 70
+
+
+def _usage(error: click.ClickException) -> int:
+    """One line that ends with where to read on; the whole help for a command without any argument."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "edgeclip"
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer
+        error.show()
+    else:
+        say(f"{error.format_message()} See `{path} --help`.")
+    return 2
 
 
 def main() -> None:
     """Entry point of the `edgeclip` program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name that is no Unicode is shown, not fatal
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run())

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from edgeclip.cli.common import (
+    answers,
     console,
     emit,
     find_pictures,
     finish,
-    json_option,
+    json_lines_option,
     model_options,
     parse_labels,
     strict_option,
-    tracked,
 )
+
+if TYPE_CHECKING:
+    from edgeclip import Classification
 
 EXAMPLES = """\b
 Examples:
@@ -26,21 +32,29 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("pictures", nargs=-1, required=True)
-@click.option("--labels", help="'a cat,a dog', or @FILE with one label a line.")
+@click.option("--labels", help="What to choose from: 'a cat,a dog', or @FILE with one label a line.")
 @click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas).")
 @click.option(
     "--pack",
     type=click.Path(exists=True, dir_okay=False),
-    help="A label pack made by `edgeclip labels make`.",
+    help="A label pack made by `edgeclip labels make`, instead of labels.",
 )
 @click.option("--template", multiple=True, help="Prompt with a {} for the label; repeated ones are averaged.")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Labels to print for a picture."
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many labels to show for a picture.",
 )
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Best score below it: none of these.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Answer 'none of these' when the best score is below. Default: the pack's own, or none.",
+)
 @model_options
 @strict_option
-@json_option
+@json_lines_option
 def command(
     pictures: tuple[str, ...],
     labels: str | None,
@@ -55,43 +69,38 @@ def command(
     strict: bool,
     as_json: bool,
 ) -> int:
-    """Say which of your labels fits each picture (zero-shot)."""
+    """Say which of your labels fits each picture (zero-shot).
+
+    PICTURES are files, folders (searched with all their subfolders) and globs.
+    """
     import edgeclip
 
     if pack and (labels or label or template):
         raise click.UsageError(
             "--pack brings its own labels and templates; drop --labels, --label and --template."
         )
-    wanted: list[str] | edgeclip.LabelPack = (
-        edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label)
-    )
-    paths = find_pictures(pictures)
-    failures: list[tuple[str, str]] = []
-    rows: list[tuple[str, edgeclip.Classification]] = []
+    wanted = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label)
+    paths, failures = find_pictures(pictures, as_json)
+    rows: list[tuple[str, Classification]] = []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
         results = model.classify_each(
             paths, wanted, templates=template or None, top_k=top_k, threshold=threshold
         )
-        for path, result in tracked(zip(paths, results, strict=True), len(paths), "classify", as_json):
-            if isinstance(result, edgeclip.EdgeClipError):
-                failures.append((str(path), str(result)))
-                if as_json:
-                    emit({"path": str(path), "error": str(result)})
-            elif as_json:
-                emit({"path": str(path), **result.to_dict()})
-            else:
-                rows.append((str(path), result))
+        for path, result in answers(paths, results, failures, "classify", as_json):
+            rows.append((path, result))
+            if as_json:
+                emit({"path": path, **result.to_dict()})
         used = model.info()
-    if rows:
+    if rows and not as_json:
         _print(rows, str(used))
-    return finish(len(paths) - len(failures), failures, strict)
+    return finish(len(rows), failures, strict)
 
 
-def _print(rows: list[tuple[str, object]], used: str) -> None:
+def _print(rows: Sequence[tuple[str, Classification]], used: str) -> None:
     from rich.table import Table
 
     table = Table("picture", "label", "score", "next", caption=used, caption_justify="left")
     for path, result in rows:
-        others = ", ".join(f"{name} {score:.2f}" for name, score in result.ranked()[1:])
+        others = ", ".join(f"{name} {score:.2f}" for name, score in result.ranked() if name != result.label)
         table.add_row(path, result.label or "none of these", f"{result.score:.2f}", others)
     console().print(table)

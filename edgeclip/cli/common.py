@@ -4,40 +4,61 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgeclip.errors import InputError
+from edgeclip.errors import EdgeClipError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+Failures = list[tuple[str, str]]  # (path, reason)
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 
 
 def model_options(command: F) -> F:
     """`-b/--bundle`, `--engine` and `--threads`: which model runs, on what."""
-    command = click.option(
-        "--threads", type=click.IntRange(min=1), help="CPU threads. Default: the cores this process may use."
-    )(command)
-    command = click.option(
-        "--engine", help="onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here."
-    )(command)
-    return click.option(
-        "-b", "--bundle", default="nano", show_default=True, help="Bundle folder, .zip, hf:ORG/NAME, or nano."
-    )(command)
+    for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="CPU threads. Default: one for each physical core that this process may use.",
+        ),
+        click.option(
+            "--engine",
+            help="onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here.",
+        ),
+        click.option(
+            "-b",
+            "--bundle",
+            default="nano",
+            show_default=True,
+            help="The model: a bundle folder, a .zip of one, hf:ORG/NAME, or nano.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def json_option(command: F) -> F:
-    """`--json`."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="JSON on stdout (JSON Lines for several inputs)."
-    )(command)
+    """`--json` of a verb with one result."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")(
+        command
+    )
+
+
+def json_lines_option(command: F) -> F:
+    """`--json` of a verb with a result for each input."""
+    text = "Print JSON Lines, for programs: one object for each input."
+    return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
 
 def strict_option(command: F) -> F:
@@ -47,48 +68,92 @@ def strict_option(command: F) -> F:
     )
 
 
-def find_pictures(arguments: Sequence[str]) -> list[Path]:
-    """Files, folders (searched below, by picture suffix) and globs, in a stable order, each path once.
+def find_pictures(arguments: Sequence[str], as_json: bool) -> tuple[list[Path], Failures]:
+    """Files, folders (searched below, by picture suffix) and globs, in a stable order, each file once.
 
-    Raises:
-        InputError: an argument names nothing, or a folder or glob without any picture.
+    Returns:
+        the pictures, and the arguments that name none; with `as_json` those are printed at once.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
+    failures: Failures = []
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            matches = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()
-            )
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(
-                Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file()
-            )
+        try:
+            matches, reason = _matches(argument)
+        except OSError as error:  # a name too long, a folder that may not be entered
+            matches, reason = [], f"cannot be read ({error.strerror})."
+        for match in matches:
+            found.setdefault(match.absolute(), match)
         if not matches:
-            kind = "holds no pictures" if path.is_dir() else "no such file, folder or glob"
-            raise InputError(f"{argument}: {kind}. Pictures end in {', '.join(sorted(PICTURE_SUFFIXES))}.")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+            _fail(failures, argument, f"{argument}: {reason}", as_json)
+    return list(found.values()), failures
+
+
+def _matches(argument: str) -> tuple[list[Path], str]:
+    path, suffixes = Path(argument), ", ".join(sorted(PICTURE_SUFFIXES))
+    if path.is_dir():
+        pictures = (p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        return sorted(pictures), f"the folder holds no pictures. Their names end in {suffixes}."
+    if path.exists():  # before the glob: a name may hold [brackets]
+        return [path], ""
+    names = glob.glob(argument, recursive=True)  # noqa: PTH207  (Path.glob refuses absolute patterns)
+    return sorted(
+        Path(name) for name in names if Path(name).is_file()
+    ), "no such file, folder or glob. Check the path."
+
+
+def answers(
+    inputs: Sequence[Path | str],
+    results: Iterable[T | EdgeClipError],
+    failures: Failures,
+    what: str,
+    as_json: bool,
+) -> Iterator[tuple[str, T]]:
+    """The inputs that worked, with their results; the others are added to `failures`."""
+    for item, result in tracked(zip(inputs, results, strict=True), len(inputs), what, as_json):
+        if isinstance(result, EdgeClipError):
+            _fail(failures, str(item), str(result), as_json)
+        else:
+            yield str(item), result
+
+
+def _fail(failures: Failures, path: str, reason: str, as_json: bool) -> None:
+    failures.append((path, reason))
+    if as_json:
+        emit({"path": path, "error": reason})
+
+
+def finish(done: int, failures: Failures, strict: bool) -> int:
+    """Report what failed on stderr and give the exit code: 0, or 1 with --strict, or 2 when nothing was done."""
+    for path, reason in failures:
+        say(f"skipped: {reason if path in reason else f'{path}: {reason}'}")
+    if failures and done == 0:
+        return 2
+    warned = click.get_current_context().find_object(Warnings)
+    return 1 if strict and (failures or (warned and warned.count)) else 0
+
+
+class Warnings(logging.Handler):
+    """Shows what the library warns of (a text that was cut) as notes on stderr, and counts it for --strict."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line on stderr."""
+        self.count += 1
+        say(record.getMessage())
 
 
 def parse_labels(value: str | None, repeated: Sequence[str]) -> list[str]:
     """`--labels 'a cat,a dog'` or `--labels @file` (one a line, # starts a comment), and repeated `--label`.
 
     Raises:
-        InputError: the file cannot be read, or no label came at all.
+        InputError: the file cannot be read or holds no label, or no label came at all.
     """
     labels = list(repeated)
     if value and value.startswith("@"):
-        file = Path(value[1:])
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--labels {value}: cannot read the file ({error}). Expected UTF-8 text, one label a line."
-            ) from error
-        labels += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        labels += _labels_in(value)
     elif value:
         labels += [part.strip() for part in value.split(",") if part.strip()]
     if not labels:
@@ -98,9 +163,35 @@ def parse_labels(value: str | None, repeated: Sequence[str]) -> list[str]:
     return labels
 
 
+def _labels_in(value: str) -> list[str]:
+    try:
+        lines = Path(value[1:]).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"--labels {value}: cannot read the file ({reason}). Expected UTF-8 text, one label a line."
+        ) from error
+    labels = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not labels:
+        raise InputError(
+            f"--labels {value}: the file holds no label. Expected one a line; # starts a comment."
+        )
+    return labels
+
+
 def emit(record: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
-    click.echo(json.dumps(record, ensure_ascii=False))
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a file name that is no Unicode, or a terminal without it: \u escapes
+        text = json.dumps(record)
+    click.echo(text)
+
+
+def say(message: str) -> None:
+    """One note, on one line of stderr."""
+    click.echo("edgeclip: " + " ".join(line.strip() for line in message.splitlines()), err=True)
 
 
 def console() -> Console:
@@ -117,26 +208,13 @@ def notes() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-T = TypeVar("T")
-
-
 def tracked(items: Iterable[T], total: int, what: str, quiet: bool) -> Iterator[T]:
     """Show a progress bar on stderr while `items` are worked through, when it is a terminal and there are many."""
-    console = notes()
-    if quiet or total < 8 or not console.is_terminal:
+    if quiet or total < 8 or not sys.stderr.isatty():
         yield from items
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=notes(), transient=True) as progress:
         yield from progress.track(items, total=total)
-
-
-def finish(done: int, failures: Sequence[tuple[str, str]], strict: bool) -> int:
-    """Report what failed on stderr and give the exit code: 0, or 1 with --strict, or 2 when nothing was done."""
-    for path, reason in failures:
-        click.echo(f"edgeclip: skipped: {reason if path in reason else f'{path}: {reason}'}", err=True)
-    if failures and done == 0:
-        return 2
-    return 1 if failures and strict else 0

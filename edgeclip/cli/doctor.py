@@ -16,7 +16,10 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @json_option
 def command(as_json: bool) -> None:
-    """Tell what this machine can run, and the exact command for what is missing."""
+    """Tell what this machine can run and what it lacks.
+
+    For what is missing it prints the command that installs it.
+    """
     from edgeclip.doctor import examine, to_records
 
     findings = examine()

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeclip.cli.common import (
+    Failures,
+    answers,
     emit,
     find_pictures,
     finish,
-    json_option,
+    json_lines_option,
     model_options,
     strict_option,
-    tracked,
 )
 from edgeclip.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edgeclip.runtime.model import Vectors
 
 EXAMPLES = """\b
 Examples:
@@ -32,7 +39,7 @@ Examples:
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=".npz (with the names) or .npy (vectors only).",
+    help="File to write: .npz (vectors and names) or .npy (vectors only).",
 )
 @click.option(
     "--batch-size",
@@ -43,7 +50,7 @@ Examples:
 )
 @model_options
 @strict_option
-@json_option
+@json_lines_option
 def command(
     pictures: tuple[str, ...],
     text: tuple[str, ...],
@@ -55,42 +62,47 @@ def command(
     strict: bool,
     as_json: bool,
 ) -> int:
-    """Turn pictures or texts into unit vectors."""
-    import numpy as np
+    """Turn pictures or texts into unit vectors.
 
+    PICTURES are files, folders (searched with all their subfolders) and globs.
+    """
     import edgeclip
-    from edgeclip.files import write_file
 
     if bool(pictures) == bool(text):
-        raise click.UsageError("pass pictures, or --text, one of the two.")
+        raise click.UsageError("Pass either pictures or --text.")
     if output is None and not as_json:
-        raise click.UsageError("where to? Pass -o FILE.npz or --json.")
+        raise click.UsageError("Where to? Pass -o FILE.npz or --json.")
     if output is not None and output.suffix not in (".npz", ".npy"):
         raise InputError(f"-o {output}: expected a name that ends in .npz or .npy.")
-    items = list(text) or [str(path) for path in find_pictures(pictures)]
-    failures: list[tuple[str, str]] = []
+    items: list[str] | list[Path] = list(text)
+    failures: Failures = []
+    if pictures:
+        items, failures = find_pictures(pictures, as_json)
     names: list[str] = []
-    rows = []
+    rows: list[Vectors] = []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
-        vectors = (
-            iter(model.embed_texts(list(text))) if text else model.embed_each(items, batch_size=batch_size)
+        vectors: Iterable[Vectors | edgeclip.EdgeClipError] = (
+            model.embed_texts(text) if text else model.embed_each(items, batch_size=batch_size)
         )
-        for item, vector in tracked(zip(items, vectors, strict=True), len(items), "embed", as_json):
-            if isinstance(vector, edgeclip.EdgeClipError):
-                failures.append((item, str(vector)))
-                if as_json:
-                    emit({"path": item, "error": str(vector)})
-                continue
-            if as_json:
-                emit({"text" if text else "path": item, "embedding": [float(value) for value in vector]})
+        for item, vector in answers(items, vectors, failures, "embed", as_json):
             names.append(item)
             rows.append(vector)
+            if as_json:
+                emit({"text" if text else "path": item, "embedding": vector.tolist()})
     if output is not None and rows:
-        buffer = io.BytesIO()
-        if output.suffix == ".npy":
-            np.save(buffer, np.stack(rows))
-        else:
-            np.savez(buffer, embeddings=np.stack(rows), items=np.array(names))
-        write_file(output, buffer.getvalue())
-        click.echo(f"{output}: {len(rows)} vectors of width {rows[0].shape[0]}", err=True)
+        _save(output, names, rows)
+        click.echo(f"{output}: {len(rows)} vectors of width {len(rows[0])}", err=True)
     return finish(len(rows), failures, strict)
+
+
+def _save(output: Path, names: list[str], rows: list[Vectors]) -> None:
+    import numpy as np
+
+    from edgeclip.files import write_file
+
+    buffer = io.BytesIO()
+    if output.suffix == ".npy":
+        np.save(buffer, np.stack(rows))
+    else:
+        np.savez(buffer, embeddings=np.stack(rows), items=np.array(names))
+    write_file(output, buffer.getvalue())

@@ -23,7 +23,10 @@ Examples:
 @click.option("--memory", is_flag=True, help="Estimate the resident memory of each tower before loading it.")
 @json_option
 def command(bundle: str, memory: bool, as_json: bool) -> None:
-    """Show what a bundle is: model, variants, fidelity, licences, size."""
+    """Show what a bundle is and how well it agrees with its source.
+
+    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Shows model, variants, fidelity, licences and size.
+    """
     from edgeclip.bundle import open_bundle
 
     opened = open_bundle(bundle)
@@ -82,6 +85,7 @@ def _print(record: dict[str, Any]) -> None:
     out = console()
     out.print(facts)
     table = Table("variant", "precision", "attention", "opset", "max abs", "cosine min", "memory")
+    table.columns[0].no_wrap = True  # an 80-column screen must not cut what tells the rows apart
     memory = record.get("memory_bytes", {})
     for variant in record["variants"]:
         axes, fidelity = variant["axes"], variant["fidelity"] or {}
@@ -90,8 +94,8 @@ def _print(record: dict[str, Any]) -> None:
             axes["precision"],
             axes["attention"],
             str(axes["opset"]),
-            f"{fidelity['max_abs']:.1e}" if fidelity else "not measured",
-            f"{fidelity['cosine_min']:.6f}" if fidelity else "not measured",
+            f"{fidelity['max_abs']:.1e}" if fidelity else "-",
+            f"{fidelity['cosine_min']:.6f}" if fidelity else "-",
             _size(memory[variant["id"]]) if variant["id"] in memory else "-",
         )
     out.print(table)

@@ -8,22 +8,30 @@ import click
 
 from edgeclip.cli.common import console, emit, json_option, model_options, parse_labels
 
-
-@click.group()
-def command() -> None:
-    """Make and show label packs: with one, a device needs neither text tower nor tokenizer."""
-
-
 MAKE_EXAMPLES = """\b
 Examples:
   edgeclip labels make --labels 'a cat,a dog' -o pets.labels
   edgeclip labels make --labels @labels.txt --template 'a photo of a {}' -b clip-b32/ -o shop.labels
 """
 
+SHOW_EXAMPLES = """\b
+Examples:
+  edgeclip labels show pets.labels
+  edgeclip labels show pets.labels --json
+"""
+
+
+@click.group(epilog=MAKE_EXAMPLES + SHOW_EXAMPLES.replace("\b\nExamples:\n", ""))
+def command() -> None:
+    """Make and show label packs: labels, embedded once.
+
+    With a pack a device needs neither text tower nor tokenizer.
+    """
+
 
 @command.command(epilog=MAKE_EXAMPLES)
-@click.option("--labels", help="'a cat,a dog', or @FILE with one label a line.")
-@click.option("--label", multiple=True, help="One label; repeat for more.")
+@click.option("--labels", help="What to embed: 'a cat,a dog', or @FILE with one label a line.")
+@click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas).")
 @click.option("--template", multiple=True, help="Prompt with a {} for the label; repeated ones are averaged.")
 @click.option(
     "-o",
@@ -47,8 +55,9 @@ def make(
     """Embed labels once, into a small file bound to this model."""
     import edgeclip
 
+    wanted = parse_labels(labels, label)
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
-        pack = model.make_labels(parse_labels(labels, label), templates=template or None)
+        pack = model.make_labels(wanted, templates=template or None)
     pack.save(output)
     record = {
         "path": str(output),
@@ -62,7 +71,7 @@ def make(
         click.echo(f"{output}: {record['labels']} labels, {record['bytes']} bytes", err=True)
 
 
-@command.command()
+@command.command(epilog=SHOW_EXAMPLES)
 @click.argument("pack", type=click.Path(exists=True, dir_okay=False))
 @json_option
 def show(pack: str, as_json: bool) -> None:

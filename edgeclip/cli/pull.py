@@ -26,7 +26,10 @@ Examples:
 def command(
     repository: str, output: Path | None, revision: str | None, overwrite: bool, as_json: bool
 ) -> None:
-    """Download a bundle from the Hugging Face Hub and check every hash."""
+    """Download a bundle from the Hugging Face Hub.
+
+    REPOSITORY is ORG/NAME. Every hash is checked before the folder appears at its place.
+    """
     from edgeclip.bundle.hub import pull, repo_id
 
     target = output or Path(repo_id(repository).split("/")[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeclip.cli.common import emit, json_option
+from edgeclip.cli.common import emit, json_option, say
 
 EXAMPLES = """\b
 Examples:
@@ -20,13 +20,16 @@ Examples:
 @click.option("--revision", help="Branch to push to.")
 @json_option
 def command(bundle: str, repository: str, private: bool, revision: str | None, as_json: bool) -> None:
-    """Upload a bundle to the Hugging Face Hub."""
+    """Upload a bundle to the Hugging Face Hub.
+
+    BUNDLE is a folder or a .zip of one, REPOSITORY is ORG/NAME. Every hash is checked first.
+    """
     from edgeclip.bundle import open_bundle
     from edgeclip.bundle.hub import push
 
     opened = open_bundle(bundle)
     for warning in opened.manifest.licence.warnings:
-        click.echo(f"edgeclip: licence: {warning}", err=True)
+        say(f"licence: {warning}")
     address = push(opened, repository, private=private, revision=revision)
     if as_json:
         emit({"repository": repository, "commit": address, "digest": opened.digest})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from edgeclip.cli.common import (
+    answers,
     console,
     emit,
     find_pictures,
     finish,
-    json_option,
+    json_lines_option,
     model_options,
     strict_option,
-    tracked,
 )
 
 EXAMPLES = """\b
@@ -26,11 +26,16 @@ Examples:
 @click.argument("folder")
 @click.argument("query")
 @click.option(
-    "-k", "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="Pictures to print."
+    "-k",
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many pictures to show.",
 )
 @model_options
 @strict_option
-@json_option
+@json_lines_option
 def command(
     folder: str,
     query: str,
@@ -41,32 +46,26 @@ def command(
     strict: bool,
     as_json: bool,
 ) -> int:
-    """Rank the pictures of a folder by how well a text describes them."""
+    """Rank the pictures of a folder by how well a text describes them.
+
+    FOLDER is searched with all its subfolders; QUERY is any text.
+    """
     import numpy as np
 
     import edgeclip
 
-    paths = find_pictures([folder])
-    failures: list[tuple[str, str]] = []
-    found = []
-    rows = []
+    paths, failures = find_pictures([folder], as_json)
+    found, rows = [], []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
         wanted = model.embed_texts(query)
-        for path, vector in tracked(
-            zip(paths, model.embed_each(paths), strict=True), len(paths), "embed", as_json
-        ):
-            if isinstance(vector, edgeclip.EdgeClipError):
-                failures.append((str(path), str(vector)))
-            else:
-                found.append(str(path))
-                rows.append(vector)
-    cosines = np.stack(rows) @ wanted if rows else np.empty(0, np.float32)
+        for path, vector in answers(paths, model.embed_each(paths), failures, "embed", as_json):
+            found.append(path)
+            rows.append(vector)
+        cosines = np.stack(rows) @ wanted if rows else np.empty(0, np.float32)
     best = np.argsort(-cosines, kind="stable")[:top_k]
     if as_json:
         for rank, i in enumerate(best, 1):
             emit({"path": found[i], "rank": rank, "cosine": float(cosines[i])})
-        for path, reason in failures:
-            emit({"path": path, "error": reason})
     elif rows:
         from rich.table import Table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgeclip.cli.common import emit, notes
+from edgeclip.cli.common import emit, json_option, notes
 
 EXAMPLES = """\b
 Examples:
@@ -45,11 +45,14 @@ The same command again goes on where the run stopped. The result, DIR/model, is 
     is_flag=True,
     help="Show the resolved recipe, open model and data, make one batch; train nothing.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(
     recipe: str, output: Path | None, settings: tuple[str, ...], resume: bool, dry_run: bool, as_json: bool
 ) -> int:
-    """Train a source model: RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune) or a .py file."""
+    """Train a source model from a recipe.
+
+    RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune) or a .py file.
+    """
     try:
         import torch  # noqa: F401
     except ImportError as error:

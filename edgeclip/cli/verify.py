@@ -15,12 +15,14 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("bundle")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads. Default: one for each physical core."
+)
 @json_option
 def command(bundle: str, threads: int | None, as_json: bool) -> None:
-    """Prove that a bundle is whole and still gives what it gave when it was made.
+    """Prove that a bundle is whole and gives what it should.
 
-    Checks every SHA-256, opens every graph, replays the golden pictures and texts, and refuses non-finite or constant
+    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Checks every SHA-256, opens every graph, replays the golden pictures and texts, and refuses non-finite or constant
     outputs. Exit code 1 when a check falls short.
     """
     from edgeclip.bundle import open_bundle
