@@ -22,8 +22,10 @@ lint: .venv/.done
 parity: .venv/.done  ## full depth against the original libraries; slow
 	EDGECLIP_PARITY_REPORT=benchmarks/results/parity.md $(BIN)/python -m pytest -m parity tests/parity
 
-bench: .venv/.done
-	$(BIN)/python benchmarks/end_to_end.py
+bench: .venv/.done  ## side by side with other tools; wants an idle machine
+	$(BIN)/python -m pip install $(PIP_FLAGS) --target .cache/peers --no-deps --upgrade -r benchmarks/requirements.txt
+	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.preprocessing
 
 lean: .venv/.done  ## the wheel alone, without torch, classifies a picture
 	@sh tests/lean.sh $(PYTHON)
