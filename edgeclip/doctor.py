@@ -99,18 +99,18 @@ def _engines() -> list[Finding]:
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
     if not installed:
         return [Finding(cpu, False, "onnxruntime is not installed", "pip install 'edgeclip[cpu]'")]
+    keep_one = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'edgeclip[gpu]'"
     try:
         import onnxruntime
 
         providers = onnxruntime.get_available_providers()
     except Exception as error:  # a broken wheel raises whatever it likes
-        fix = f"pip install --force-reinstall {' '.join(installed)}"
+        fix = keep_one if len(installed) == 2 else f"pip install --force-reinstall {installed[0]}"
         return [Finding(cpu, False, f"does not import: {error}", fix)]
     found = [Finding(cpu, True, f"onnxruntime {_version(installed[0])}")]
     if len(installed) == 2:
-        fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'edgeclip[gpu]'"
         reason = "onnxruntime and onnxruntime-gpu share one folder; keep one of them"
-        found.append(Finding(cuda, False, reason, fix))
+        found.append(Finding(cuda, False, reason, keep_one))
     elif "CUDAExecutionProvider" in providers:
         reason = "built in; whether it starts shows when a bundle is loaded with --engine onnxruntime-cuda"
         found.append(Finding(cuda, True, reason))

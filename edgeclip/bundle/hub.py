@@ -42,7 +42,8 @@ def pull(name: str, output: Path, *, revision: str | None = None, overwrite: boo
             _drop_strangers(scratch)
             check_hashes(open_bundle(scratch))
         except EdgeClipError as error:  # the scratch folder's name would tell nobody anything
-            raise type(error)(str(error).replace(str(scratch), f"{name} on the Hub")) from error
+            message = str(error).replace(str(scratch.resolve()), str(scratch))
+            raise type(error)(message.replace(str(scratch), f"{name} on the Hub")) from error
     return open_bundle(output)
 
 

@@ -99,8 +99,10 @@ def command(
 def _print(rows: Sequence[tuple[str, Classification]], used: str) -> None:
     from rich.table import Table
 
-    table = Table("picture", "label", "score", "next", caption=used, caption_justify="left")
+    table = Table("picture", "label", "score", "next")
     for path, result in rows:
         others = ", ".join(f"{name} {score:.2f}" for name, score in result.ranked() if name != result.label)
         table.add_row(path, result.label or "none of these", f"{result.score:.2f}", others)
-    console().print(table)
+    screen = console()
+    screen.print(table)
+    screen.print(used)

@@ -34,7 +34,7 @@ def model_options(command: F) -> F:
         ),
         click.option(
             "--engine",
-            help="onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here.",
+            help="What runs it: onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here.",
         ),
         click.option(
             "-b",
@@ -198,7 +198,8 @@ def console() -> Console:
     """Rich console on stdout, for tables. Text is shown as it is: a path or label may hold [brackets]."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, emoji=False)
+    width = None if sys.stdout.isatty() else 10_000  # a pipe or file has no edge at which to fold a path
+    return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
 def notes() -> Console:

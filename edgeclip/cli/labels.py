@@ -84,9 +84,9 @@ def show(pack: str, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table(
-        "index", "label", caption=f"model {opened.model_id[:16]}, templates: {', '.join(opened.templates)}"
-    )
+    table = Table("index", "label")
     for index, name in enumerate(opened.labels):
         table.add_row(str(index), name)
-    console().print(table)
+    screen = console()
+    screen.print(table)
+    screen.print(f"model {opened.model_id[:16]}, templates: {', '.join(opened.templates)}")
