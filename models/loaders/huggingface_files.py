@@ -91,6 +91,7 @@ def _sizes(data: dict[str, Any], path: Path) -> tuple[tuple[int, int], int]:
 
 
 def folder_tokenizer(folder: Path) -> bytes:
+    """The folder's tokenizer.json, or one made of its vocab.json and merges.txt. Raises SourceError without either."""
     if (folder / "tokenizer.json").is_file():
         return read_tokenizer(folder / "tokenizer.json")
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
@@ -122,6 +123,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def read_text(folder: Path, config: TextConfig, tokenizer_json: bytes) -> TextSettings:
+    """Padding, length and cleaning of texts, from the tokenizer's files. Raises SourceError for a padding token that is none."""
     pad = _special_tokens(folder)["pad"]
     pad_id = token_id(tokenizer_json, pad)
     if pad_id is None:

@@ -181,6 +181,7 @@ def _blocks(data: dict[str, Any], heads: int, quick: bool, where: str) -> Transf
 
 
 def read_preprocessing(data: dict[str, Any], image_size: tuple[int, int], where: str) -> Preprocessing:
+    """A `preprocess_cfg` as a spec. The tower's `image_size` (H, W) wins over the size that it names."""
     size = common.pair(data.get("size", image_size), f"{where}: preprocess_cfg.size")
     if size != image_size:
         log.warning(

@@ -35,6 +35,7 @@ class Folder:
             )
 
     def read(self, index: int) -> tuple[Path, list[str]]:
+        """The picture's path, with the lines of the text beside it or the name of its folder."""
         path = self._root / self.keys[index]
         if not self._captioned:
             return path, [path.parent.name.replace("_", " ")]

@@ -34,6 +34,7 @@ class Listing:
         self._captions = list(captions.values())
 
     def read(self, index: int) -> tuple[Path, list[str]]:
+        """The picture's path and the captions that the list gives it."""
         return self._folder / self.keys[index], self._captions[index]
 
 

@@ -52,6 +52,7 @@ class Shapes:
         self.keys: Sequence[str] = ["a {} {} {} on {}".format(*what) for what in self._what]
 
     def read(self, index: int) -> tuple[Image.Image, list[str]]:
+        """The drawing, the same each time, and its one caption."""
         size, color, shape, ground = self._what[index]
         rng = random.Random(index)
         image = Image.new("RGB", (SIDE, SIDE), _shade(COLORS[ground], rng))

@@ -56,6 +56,7 @@ class Shards:
                     self.keys.append(f"{path.name}/{key}")
 
     def read(self, index: int) -> tuple[bytes, list[str]]:
+        """The encoded picture and its captions."""
         image, text, as_json = self._pairs[index]
         raw = self._bytes(text).decode("utf-8", errors="replace")
         captions = _captions(raw) if as_json else [line.strip() for line in raw.splitlines() if line.strip()]
