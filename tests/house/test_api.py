@@ -1,0 +1,46 @@
+"""The public API: what it names, and that a user's program runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edgeclip
+from tests.house import uses_the_api
+from tests.runtime.toy import make_bundle, picture
+
+
+def test_every_public_name_is_there() -> None:
+    assert dir(edgeclip) == sorted(edgeclip.__all__)
+    for name in edgeclip.__all__:
+        assert getattr(edgeclip, name) is not None
+    with pytest.raises(AttributeError, match="module 'edgeclip' has no attribute 'nothing'"):
+        edgeclip.nothing  # noqa: B018
+
+
+def test_every_error_is_in_the_family_and_public() -> None:
+    from edgeclip import errors
+
+    family = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert family <= set(edgeclip.__all__)
+    assert all(issubclass(getattr(errors, name), errors.EdgeClipError) for name in family)
+
+
+def test_a_users_program(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "toy")
+    good, bad = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(picture(1)).save(good)
+    bad.write_bytes(b"")
+    with edgeclip.load(bundle) as model:
+        one, several = uses_the_api.one_and_several(model, good)
+        frame = picture(1)[:, :, ::-1]
+        cosine = float(model.embed_images(good) @ model.embed_texts("a cat"))
+        assert uses_the_api.similarity(model, frame, "a cat") == pytest.approx(cosine, abs=1e-6)
+    assert [result.label for result in several] == [one.label, one.label]
+    names = uses_the_api.name_pictures(bundle.root, [good, bad], ["a cat", "a dog"])
+    assert names == {"a.png": one.label, "b.png": f"{bad}: the file is empty. Copy it again."}
+    pack = uses_the_api.pack_labels(bundle, tmp_path / "pets.labels")
+    np.testing.assert_allclose(np.linalg.norm(pack.vectors, axis=1), 1, atol=1e-6)

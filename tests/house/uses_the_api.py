@@ -1,0 +1,42 @@
+"""The public API as a user's program has it. mypy checks this file strictly, and a test runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgeclip
+from edgeclip import Bundle, Classification, EdgeClipError, LabelPack, Model
+
+
+def name_pictures(bundle: str | Path, pictures: list[Path], labels: list[str]) -> dict[str, str | None]:
+    """The best label of each picture that can be read; None where no label scores 0.01."""
+    names: dict[str, str | None] = {}
+    with edgeclip.load(bundle, threads=1) as model:
+        for path, result in zip(pictures, model.classify_each(pictures, labels, threshold=0.01), strict=True):
+            names[path.name] = str(result) if isinstance(result, EdgeClipError) else result.label
+    return names
+
+
+def one_and_several(model: Model, picture: Path) -> tuple[Classification, list[Classification]]:
+    """One picture in gives one result out; several give a list."""
+    one: Classification = model.classify(picture, ["a cat", "a dog"], top_k=1)
+    several: list[Classification] = model.classify([picture, picture.read_bytes()], ("a cat", "a dog"))
+    return one, several
+
+
+def similarity(model: Model, frame: NDArray[np.uint8], text: str) -> float:
+    """Cosine of a camera's BGR frame and a text."""
+    image: NDArray[np.float32] = model.embed_images(frame, color="bgr")
+    return float(image @ model.embed_texts(text))
+
+
+def pack_labels(bundle: Bundle, file: Path) -> LabelPack:
+    """Save a label pack and read it again."""
+    with edgeclip.load(bundle) as model:
+        model.make_labels(["a cat", "a dog"], ["a photo of a {}"]).save(file)
+    pack = LabelPack.open(file)
+    assert pack.model_id == bundle.manifest.model_id
+    return pack
