@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -94,14 +94,18 @@ with edgeclip.load(sys.argv[1]) as model:
 
 
 def test_time_to_import_and_to_help() -> None:
-    """Goals: 0.15 s beyond bare Python, and 0.3 s; twice that is allowed, and the best of a few counts."""
+    """Goals: 0.15 s beyond bare Python, and 0.3 s; twice that is allowed.
+
+    CPU time, the best of a few: unlike a clock on the wall it does not count the work of this machine's other programs.
+    """
 
     def best(code: str) -> float:
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             python(code)
-            times.append(time.perf_counter() - start)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return min(times)
 
     bare = best("pass")
