@@ -191,7 +191,8 @@ def emit(record: dict[str, Any]) -> None:
 
 def say(message: str) -> None:
     """One note, on one line of stderr."""
-    click.echo("edgeclip: " + " ".join(line.strip() for line in message.splitlines()), err=True)
+    line = "edgeclip: " + " ".join(line.strip() for line in message.splitlines())
+    sys.stderr.write(line + "\n")  # not click.echo: it would write into a progress bar instead of above it
 
 
 def console() -> Console:
