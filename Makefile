@@ -20,7 +20,7 @@ lint: .venv/.done
 	$(BIN)/lint-imports
 
 parity: .venv/.done  ## full depth against the original libraries; slow
-	EDGECLIP_PARITY_REPORT=benchmarks/results/parity.md $(BIN)/python -m pytest -m parity tests/parity
+	EDGECLIP_PARITY_REPORT=benchmarks/results $(BIN)/python -m pytest -m parity tests/parity
 
 bench: .venv/.done  ## side by side with other tools; wants an idle machine
 	$(BIN)/python -m pip install $(PIP_FLAGS) --target .cache/peers --no-deps --upgrade -r benchmarks/requirements.txt

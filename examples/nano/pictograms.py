@@ -62,7 +62,7 @@ class Pictograms:
         tokenizer: Tokenizer,
         *,
         steps: int,
-        sides: tuple[tuple[float, int], ...] = ((0.7, 48), (1.0, 64)),
+        sides: tuple[tuple[float, int], ...] = ((0.75, 48), (1.0, 64)),
         names: int = 96,
         others: int = 800,
         clip_art: int = 56,
@@ -101,7 +101,7 @@ class Pictograms:
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
         rng = random.Random(self.seed * 1_000_003 + step)
-        candidates = rng.sample(self.names, self.names_per_batch + self.others)
+        candidates = rng.sample(self.names, min(self.names_per_batch + self.others, len(self.names)))
         drawn = candidates[: self.names_per_batch]
         pairs = [rng.sample(self.by_name[name] * 2, 2) for name in drawn]  # one drawing may meet itself
         art = rng.sample(self.clip_art, self.clip_art_per_batch)

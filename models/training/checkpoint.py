@@ -176,9 +176,7 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str,
     for full_name, value in tensors.items():
         key, _, name = full_name.partition("/")
         if key != "weights":
-            where = (
-                value.device if key == "step" else parameters[name].device
-            )  # AdamW counts steps on the CPU
+            where = value.device if key == "step" else parameters[name].device  # steps are counted on the CPU
             optimizer.state[parameters[name]][key] = value.to(where)
 
 

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and the averaged copy of the weights."""
+"""The optimizer, its schedule, and the averaged copy of the weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
+from edgeclip.models.training.muon import Muon, matrices
 from edgeclip.models.training.recipe import Recipe
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW that decays matrices and kernels only: not biases, norms, the scale, nor class tokens.
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """AdamW or Muon; either decays matrices and kernels only: not biases, norms, the scale, nor class tokens.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; the exceptions as in Radford et al. 2021, section 2.5.
     """
@@ -23,7 +24,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon)
+    if recipe.optimizer == "adamw":
+        return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon)
+    turned = matrices(model)
+    ids = {id(p) for p in turned}
+    groups = [
+        {**g, "params": [p for p in g["params"] if id(p) not in ids], "orthogonal": False} for g in groups
+    ]
+    groups.append({"params": turned, "weight_decay": recipe.weight_decay, "orthogonal": True})
+    return Muon(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon)
 
 
 def _cosine(progress: float) -> float:

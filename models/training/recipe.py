@@ -80,6 +80,7 @@ class Recipe:
     accumulate: int = (
         1  # encode the batch in so many parts, one after the other; the loss still sees the whole
     )
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for towers that are trained from scratch
     learning_rate: float = 5e-4
     weight_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
@@ -150,12 +151,13 @@ def with_settings(recipe: Recipe, assignments: tuple[str, ...]) -> Recipe:
     Raises:
         TrainingError: no such setting (names the nearest), or a value of another type.
     """
+    split = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise TrainingError(f"--set {assignment}: expected key=value, e.g. --set steps=200.")
-        recipe = settings.assign(recipe, key.strip(), text.strip(), f"--set {assignment}")
-    return recipe
+        split.append((key.strip(), text.strip(), f"--set {assignment}"))
+    return settings.assign(recipe, split)
 
 
 def _value(recipe: Recipe, name: str) -> Any:

@@ -23,27 +23,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else "."
 
 
-def assign(target: T, key: str, text: str, where: str) -> T:
-    """A copy of a dataclass with one setting parsed from `text`. `key` may reach into parts with dots.
+def assign(target: T, assignments: Iterable[tuple[str, str, str]]) -> T:
+    """A copy of a dataclass with settings parsed from texts. Only the whole is checked, so their order does not matter.
 
+    Args:
+        assignments: (key, text, where): a key may reach into parts with dots; `where` stands before an error's message.
     Raises:
         TrainingError: no such setting, or a text that its type does not take.
     """
-    head, _, rest = key.partition(".")
-    kinds = get_type_hints(type(target))
-    names = [spec.name for spec in dataclasses.fields(target)]  # type: ignore[arg-type]
-    if head not in names:
-        raise TrainingError(
-            f"{where}: no setting {head!r}{nearest(head, names)} There are {', '.join(names)}."
-        )
-    if rest:
-        part = getattr(target, head)
+    changes: dict[str, Any] = {}
+    for key, text, where in assignments:
+        head, _, rest = key.partition(".")
+        names = [spec.name for spec in dataclasses.fields(target)]  # type: ignore[arg-type]
+        if head not in names:
+            raise TrainingError(
+                f"{where}: no setting {head!r}{nearest(head, names)} There are {', '.join(names)}."
+            )
+        if not rest:
+            changes[head] = parse(text, get_type_hints(type(target))[head], where)
+            continue
+        part = changes.get(head, getattr(target, head))
         if not dataclasses.is_dataclass(part) or isinstance(part, type):
             raise TrainingError(f"{where}: {head} is {part!r} and has no part {rest!r}.")
-        value: Any = assign(part, rest, text, where)
-    else:
-        value = parse(text, kinds[head], where)
-    return dataclasses.replace(target, **{head: value})  # type: ignore[type-var]
+        changes[head] = assign(part, [(rest, text, where)])
+    return dataclasses.replace(target, **changes)  # type: ignore[type-var]
 
 
 def parse(text: str, kind: Any, where: str) -> Any:

@@ -35,6 +35,11 @@ def test_set_parses_by_annotation(text: str, name: str, want: object) -> None:
     assert getattr(with_settings(TINY, (text,)), name) == want
 
 
+def test_set_checks_the_whole_and_not_the_order() -> None:
+    found = with_settings(Recipe(steps=1000, warmup_steps=100), ("steps=10", "warmup_steps=2"))
+    assert (found.steps, found.warmup_steps) == (10, 2)
+
+
 def test_set_reaches_into_parts() -> None:
     changed = with_settings(
         TINY, ("augmentation.flip=0.5", "clip.image.blocks.layers=3", "clip.logit_bias=true")
