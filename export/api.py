@@ -25,6 +25,7 @@ from edgeclip import __version__
 from edgeclip.bundle import Axes, Bundle, Manifest, Variant, identity, seal
 from edgeclip.errors import InputError
 from edgeclip.export import parity
+from edgeclip.export.fidelity import check_sane
 from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
 from edgeclip.export.golden import golden_file, golden_pixels
 from edgeclip.export.onnx_graph import trace
@@ -59,9 +60,7 @@ class ExportSettings:
     images: Path | None = None  # folder of pictures for the comparison; None: made-up ones
     texts: Path | None = None  # file of texts for it, one a line; None: built-in ones
     tolerance: float | None = None  # of the comparison; None: the precision's own, see parity.TOLERANCES
-    store: Literal["fp32", "fp16"] = (
-        "fp32"  # of the weights in the files; fp16 halves them, engines compute in fp32
-    )
+    store: Literal["fp32", "fp16"] = "fp32"  # weights in the files: fp16 halves them, engines compute in fp32
     threads: int | None = None  # of the engine in the comparison
     overwrite: bool = False
     keep_failed: bool = False  # a bundle that failed is kept at <output>.failed
@@ -125,7 +124,7 @@ def export_bundle(
     Raises:
         InputError: an unknown target, an output that is there already, pictures or texts that cannot be used.
         SourceError: the model's class has no traceable forward.
-        CheckFailed: a figure fell short; says which.
+        CheckFailed: the source gives NaN or the same for every input, or a figure fell short; says which.
     """
     settings = settings or ExportSettings()
     steps = _Steps(tell)
@@ -170,7 +169,10 @@ def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Sampl
     texts = (texts_in(settings.texts) if settings.texts else TEXTS) + EXTREME_TEXTS
     pixels = pixels_of(pictures, source.preprocessing)
     encoded = encode(texts, tokenizer, source.text)
-    return Samples(pixels, encoded, *parity.source_rows(source, pixels, encoded.input_ids))
+    rows = parity.source_rows(source, pixels, encoded.input_ids)
+    for kind, own in zip(("image", "text"), rows, strict=True):
+        check_sane(own, f"{source.spec}: {kind} tower of the source")  # before minutes of tracing
+    return Samples(pixels, encoded, *rows)
 
 
 def _write_golden(source: Source, folder: Path) -> None:
@@ -228,9 +230,7 @@ def _manifest(
         family=source.family,
         embedding_dim=source.embedding_dim,
         activation=source.activation,
-        logit_scale=math.exp(
-            float(model.logit_scale.detach())
-        ),  # stored as a logarithm; not cut: sigmoid families pass 100
+        logit_scale=math.exp(float(model.logit_scale.detach())),  # not cut at 100: sigmoid families pass it
         logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach()),
         variants=tuple(variants),
         preprocessing=source.preprocessing,

@@ -72,8 +72,9 @@ def cosine(a: Array, b: Array) -> Array:
 
 
 def relative_distance(a: Array, b: Array) -> float:
-    """Mean ||a_i - b_i|| over the median distance between different rows of a."""
-    return float(np.linalg.norm(a - b, axis=1).mean() / np.median(_distances(a)[np.triu_indices(len(a), 1)]))
+    """Mean ||a_i - b_i|| over the median distance between different rows of a; equal rows (a picture given twice) say nothing."""
+    distances = _distances(a)[np.triu_indices(len(a), 1)]
+    return float(np.linalg.norm(a - b, axis=1).mean() / np.median(distances[distances > CONSTANT / 2]))
 
 
 def rank_agreement(a: Array, b: Array) -> float:

@@ -45,9 +45,8 @@ class Parity:
     variant: str
     fidelity: Fidelity | None  # None: the rows were not fit to be measured
     batches: float | None  # largest difference between batch sizes 1, 3 and 8
-    lengths: (
-        float | None
-    )  # largest difference between a text alone and padded; None where the length is fixed
+    # largest difference between a text alone and padded; None where the length is fixed
+    lengths: float | None
     failures: tuple[str, ...]  # what fell short, one line each
 
 

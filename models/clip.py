@@ -106,9 +106,8 @@ class AttentionalPooler(nn.Module):
         super().__init__()
         self.heads = heads
         self.query = nn.Parameter(torch.randn(queries, out_width))
-        self.norm_q = nn.LayerNorm(
-            out_width
-        )  # open_clip's pooler keeps the default epsilon whatever the config says
+        # open_clip's pooler keeps the default epsilon, whatever the config says
+        self.norm_q = nn.LayerNorm(out_width)
         self.norm_k = nn.LayerNorm(width)
         self.q = nn.Linear(out_width, out_width)
         self.k = nn.Linear(width, out_width)

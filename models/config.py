@@ -38,9 +38,8 @@ class ImageConfig:
     position_embedding: bool = True
     norm_pre: bool = True  # LayerNorm before the first block
     norm_post: bool = True  # LayerNorm after the last block, before the projection
-    norm_after_pool: bool = (
-        True  # True: pool, then norm_post (CLIP's class token); False: norm_post on all tokens, then pool
-    )
+    # True: pool, then norm_post (CLIP's class token); False: norm_post on all tokens, then pool
+    norm_after_pool: bool = True
     projection: bool = True  # False: the pooled width is the embedding width
     projection_bias: bool = False
     pool_queries: int = 0  # attention pooler only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -23,6 +24,16 @@ class DualEncoder(nn.Module):
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """(N, L) ids -> (N, D)."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, handed whole to every loader."""
+
+    spec: str  # as the user named the source, e.g. "hf:openai/clip-vit-base-patch32"
+    revision: str | None = None  # branch, tag or commit of a Hub repository; None = its main branch
+    allow_pickle: bool = False  # read .bin and .pt files too (tensors only)
+    tokenizer: Path | None = None  # vocabulary file to take instead of the source's own
 
 
 @dataclass(frozen=True)

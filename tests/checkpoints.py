@@ -62,14 +62,23 @@ def clip_vocabulary(merges: int = 48894) -> tuple[dict[str, int], list[tuple[str
 
 
 def write_hf_tokenizer(
-    folder: Path, merges: int = 48894, pad: str = "<|endoftext|>", legacy: bool = False
+    folder: Path,
+    merges: int = 48894,
+    pad: str = "<|endoftext|>",
+    legacy: bool = False,
+    added: tuple[str, ...] = (),
 ) -> int:
-    """CLIPTokenizer's files, by its own save_pretrained. -> vocabulary size. `legacy`: vocab.json and merges.txt only."""
+    """CLIPTokenizer's files, by its own save_pretrained. -> vocabulary size, without `added` tokens (ids above all others).
+
+    `legacy`: vocab.json and merges.txt only.
+    """
     from transformers import CLIPTokenizer
 
     vocab, pairs = clip_vocabulary(merges)
     folder.mkdir(parents=True, exist_ok=True)
-    CLIPTokenizer(vocab=vocab, merges=pairs, pad_token=pad, model_max_length=77).save_pretrained(folder)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=pairs, pad_token=pad, model_max_length=77)
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(folder)
     if legacy:
         (folder / "tokenizer.json").unlink()
         (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
@@ -88,6 +97,8 @@ def write_hf(
     merges: int | None = None,
     pad: str = "<|endoftext|>",
     legacy_tokenizer: bool = False,
+    added: tuple[str, ...] = (),
+    dropout: float = 0.0,
     **save: Any,
 ) -> Any:
     """A Hugging Face CLIPModel folder with tokenizer and preprocessor. -> the model itself, in eval mode.
@@ -95,15 +106,17 @@ def write_hf(
     Args:
         eos_id: of the text config; None = the tokenizer's own, 2 = the legacy value.
         merges: of the vocabulary; None = all for real sizes, 200 for "tiny".
+        added: tokens with ids above the end mark.
+        dropout: of the attention, in the config; has no effect in eval mode.
         save: handed to save_pretrained, e.g. max_shard_size="1MB".
     """
     from transformers import CLIPConfig, CLIPModel
 
     width, heads, patch, side, text_width, text_heads, embed = SIZES[size]
     vocab = write_hf_tokenizer(
-        folder, (200 if size == "tiny" else 48894) if merges is None else merges, pad, legacy_tokenizer
+        folder, (200 if size == "tiny" else 48894) if merges is None else merges, pad, legacy_tokenizer, added
     )
-    shared = {"hidden_act": activation, "projection_dim": embed}
+    shared = {"hidden_act": activation, "projection_dim": embed, "attention_dropout": dropout}
     vision = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -120,7 +133,13 @@ def write_hf(
     model = CLIPModel(
         CLIPConfig(
             vision_config={**shared, **vision, "image_size": side, "num_hidden_layers": layers[0]},
-            text_config={**shared, **text, **ids, "vocab_size": vocab, "num_hidden_layers": layers[1]},
+            text_config={
+                **shared,
+                **text,
+                **ids,
+                "vocab_size": vocab + len(added),
+                "num_hidden_layers": layers[1],
+            },
             projection_dim=embed,
         )
     ).eval()

@@ -1,1 +1,3 @@
-"""One module a checkpoint format. Each offers `matches(folder) -> bool` and `load(folder, request) -> Source`."""
+"""One module a checkpoint format, one line in `models/sources.py`. Each offers `matches(folder) -> bool`,
+`load(folder, name, request) -> Source`, and the names of its weight files: WEIGHTS, SHARDS, PICKLES.
+"""

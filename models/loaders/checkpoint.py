@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,12 @@ from edgeclip.errors import SourceError
 from edgeclip.files import sha256_file
 
 _LFS_MARK = b"version https://git-lfs"
+_FLOATS = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)  # 8 bits need a scale that we do not know
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -46,34 +52,32 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror}). Is the download complete?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error}). The file is damaged: fetch it again.") from error
     if not isinstance(data, dict):
         raise SourceError(f"{path}: expected a JSON object, got {type(data).__name__}.")
     return data
 
 
-def find_weights(folder: Path, names: Iterable[str], pickles: Iterable[str], allow_pickle: bool) -> Path:
-    """The first of `names` that the folder holds, else of `pickles` where they are allowed.
+def find_weights(folder: Path, names: tuple[str, ...], pickles: tuple[str, ...]) -> Path:
+    """The first of `names` that the folder holds, else of `pickles` (which `read_weights` may refuse).
 
     Raises:
-        SourceError: there is none; says whether a download was cut short or a pickle was refused.
+        SourceError: there is none; says whether a download was cut short.
     """
-    names = tuple(names)
-    for name in names:
+    for name in (*names, *pickles):
         if (folder / name).is_file():
             return folder / name
-    found = [folder / name for name in pickles if (folder / name).is_file()]
-    if found and allow_pickle:
-        return found[0]
-    if found:
-        raise SourceError(
-            f"{found[0]}: a pickle, which can run code when it is opened. "
-            "Pass --allow-pickle to read its tensors only, or convert it to safetensors."
-        )
-    if cut := next(folder.rglob("*.incomplete"), None):
-        raise SourceError(f"{folder}: no weights, but {cut.name}: the download was cut short. Run it again.")
-    raise SourceError(f"{folder}: expected one of {', '.join(names)}, found none. Is the download complete?")
+    raise SourceError(f"{folder}: expected one of {', '.join(names)}, found none. {what_happened(folder)}")
+
+
+def what_happened(folder: Path) -> str:
+    """Why a file may be missing: the Hub's downloads leave *.incomplete behind where they were cut short."""
+    places = [folder, folder / ".cache" / "huggingface" / "download"]
+    if folder.parent.name == "snapshots":  # of the Hub's own cache, which keeps contents apart
+        places.append(folder.parent.parent / "blobs")
+    cut = next((path for place in places for path in sorted(place.glob("*.incomplete"))), None)
+    return f"{cut}: the download was cut short. Run it again." if cut else "Is the download complete?"
 
 
 def read_weights(path: Path, *, allow_pickle: bool = False) -> Weights:
@@ -158,16 +162,23 @@ def fill(
     """Build the model without initialising it and give it the checkpoint's weights in fp32.
 
     Args:
-        make: builds the model; called with PyTorch's default device set to "meta".
+        make: builds the model from its config; called with PyTorch's default device set to "meta".
         rules: where an entry of the model's state dict comes from; one that is not named keeps its own name.
         ignorable: says of a tensor's name whether the model can do without it.
     Returns:
         The model in eval mode, every parameter owning its memory.
     Raises:
-        SourceError: a tensor is missing, left over, of another shape, or holds NaN or infinity; gives its name.
+        SourceError: a tensor is missing, left over, of another shape, or holds NaN or infinity (gives its name); or the
+            config describes a model that cannot be built at all.
     """
-    with torch.device("meta"):
-        model = make()
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (AssertionError, ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise SourceError(
+            f"{weights.where}: its config describes no model that can be built ({reason})."
+        ) from error
     wanted = model.state_dict()
     chosen = {key: rules.get(key, Rule((key,))) for key in wanted}
     used = {name for rule in chosen.values() for name in (*rule.sources, rule.gain)}
@@ -206,8 +217,10 @@ def _part(weights: Weights, name: str, rule: Rule, like: Tensor) -> Tensor:
             f"{weights.where}: tensor {name!r} has shape {tuple(tensor.shape)}, its config asks for {asked}. "
             "Config and weights do not belong together."
         )
-    if not tensor.is_floating_point() and like.is_floating_point():
-        raise SourceError(f"{weights.where}: tensor {name!r} is {tensor.dtype}, expected floating point.")
+    if like.is_floating_point() and tensor.dtype not in _FLOATS:
+        raise SourceError(
+            f"{weights.where}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."
+        )
     if not torch.isfinite(tensor).all():
         raise SourceError(
             f"{weights.where}: tensor {name!r} holds NaN or infinity. The checkpoint is damaged."

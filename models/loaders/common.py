@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 PHOTO_TEMPLATES = ("a photo of a {}.",)  # of models trained on photographs
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# of any number and of the layers in a config: more is damage, and would take all memory
+MOST, MOST_LAYERS = 1 << 24, 1024
+_LAYERS = ("layers", "num_hidden_layers")
 _LISTS = ("image_size", "patch_size", "eos_token_id")  # settings that may hold a list instead of a number
 # licence ids of model cards that do not allow every use; anything else unknown is passed on as it stands
 _RESEARCH_ONLY = ("-nc", "noncommercial", "research", "amlr", "apple-", "fair-")
@@ -30,14 +33,16 @@ def overlay(defaults: dict[str, Any], own: dict[str, Any], where: str) -> dict[s
     Keys without a default are passed on as they are; sizes may be lists; a default of None takes anything.
 
     Raises:
-        SourceError: a value of another kind, a negative number, or 0 where the default is not.
+        SourceError: a value of another kind, a negative number, 0 where the default is not, or a number beyond any model.
     """
     for key, value in own.items():
         default = defaults.get(key)
         if default is None or value is None or (isinstance(value, list) and key in _LISTS):
             continue
         kinds = (int, float) if isinstance(default, float) else (type(default),)
-        if type(value) not in kinds or (type(value) in (int, float) and value < min(default, 1)):
+        number = type(value) in (int, float)  # a bool is none
+        most = MOST_LAYERS if key in _LAYERS else MOST
+        if type(value) not in kinds or (number and not min(default, 1) <= value <= most):
             raise SourceError(f"{where}.{key}: expected {kinds[-1].__name__}, got {value!r}.")
     return {**defaults, **{key: value for key, value in own.items() if value is not None}}
 
@@ -50,18 +55,27 @@ def check_heads(width: int, heads: int, where: str) -> None:
 
 def pair(value: Any, where: str) -> tuple[int, int]:
     """(H, W) from a number or a list of two. Raises SourceError on anything else."""
-    if type(value) is int:
-        return value, value
-    if isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value):
-        return value[0], value[1]
+    sides = value if isinstance(value, list | tuple) else [value, value]
+    if len(sides) == 2 and all(type(side) is int and 0 < side <= MOST for side in sides):
+        return sides[0], sides[1]
     raise SourceError(f"{where}: expected a size in pixels or [height, width], got {value!r}.")
 
 
 def triple(value: Any, where: str) -> tuple[float, float, float]:
     """Three numbers, RGB. Raises SourceError on anything else."""
-    if isinstance(value, list | tuple) and len(value) == 3 and all(type(x) in (int, float) for x in value):
-        return float(value[0]), float(value[1]), float(value[2])
+    if isinstance(value, list | tuple) and len(value) == 3:
+        numbers = [float(x) for x in value if type(x) in (int, float) and abs(x) <= MOST]
+        if len(numbers) == 3:
+            return numbers[0], numbers[1], numbers[2]
     raise SourceError(f"{where}: expected three numbers (RGB), got {value!r}.")
+
+
+def stds(value: Any, where: str) -> tuple[float, float, float]:
+    """Like `triple`; none of the three may be 0 or less, since pixels are divided by them."""
+    numbers = triple(value, where)
+    if min(numbers) <= 0:
+        raise SourceError(f"{where}: expected three numbers above 0 (RGB), got {value!r}.")
+    return numbers
 
 
 def read_licence(folder: Path) -> Licence:
@@ -105,7 +119,11 @@ def text_settings(
     """
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     ids = tokenizer.encode("a").ids
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if not ids:
+        raise SourceError(
+            f"{where}: the tokenizer makes nothing of the text 'a'. The file is damaged: fetch it again."
+        )
     if max(largest, pad_id) >= config.vocab_size:
         raise SourceError(
             f"{where}: the tokenizer's largest id is {max(largest, pad_id)}, but the text tower has "

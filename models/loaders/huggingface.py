@@ -15,7 +15,7 @@ from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import Rule, fill, find_weights, read_json, read_weights
 from edgeclip.models.loaders.huggingface_files import folder_tokenizer, read_preprocessing, read_text
 from edgeclip.models.loaders.tokenizer import read_tokenizer
-from edgeclip.models.source import Source
+from edgeclip.models.source import Request, Source
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin",)
@@ -47,24 +47,19 @@ def matches(folder: Path) -> bool:
     return config.is_file() and "model_type" in read_json(config)
 
 
-def load(
-    folder: Path, *, spec: str, name: str, allow_pickle: bool = False, tokenizer: Path | None = None
-) -> Source:
+def load(folder: Path, name: str, request: Request) -> Source:
     """Load a `CLIPModel` folder.
 
-    Args:
-        spec, name: as `Source` keeps them.
-        tokenizer: a tokenizer.json to take instead of the folder's own.
     Raises:
         SourceError: another model type, a missing or damaged file, or config and weights that contradict each other.
     """
     config = read_config(folder / "config.json")
-    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES, allow_pickle), allow_pickle=allow_pickle)
+    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
     model = fill(lambda: Clip(config), weights, _rules(config), lambda key: key.endswith("position_ids"))
     common.check_scale(model, weights.where)
-    tokenizer_json = read_tokenizer(tokenizer) if tokenizer else folder_tokenizer(folder)
+    tokenizer_json = read_tokenizer(request.tokenizer) if request.tokenizer else folder_tokenizer(folder)
     return Source(
-        spec=spec,
+        spec=request.spec,
         name=name,
         family="clip",
         model=model,

@@ -37,11 +37,11 @@ def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessi
             )
     if not data.get("do_resize", True) or not data.get("do_rescale", True):
         raise SourceError(f"{path}: do_resize and do_rescale must be true.")
-    if not math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise SourceError(f"{path}: rescale_factor is {data['rescale_factor']}, expected 1/255.")
-    resample = _RESAMPLE.get(data.get("resample", 3))
-    if resample is None:
-        raise SourceError(f"{path}: resample is {data['resample']!r}, expected one of {list(_RESAMPLE)}.")
+    factor, resample = data.get("rescale_factor", 1 / 255), data.get("resample", 3)
+    if type(factor) not in (int, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise SourceError(f"{path}: rescale_factor is {factor!r}, expected 1/255.")
+    if type(resample) is not int or resample not in _RESAMPLE:
+        raise SourceError(f"{path}: resample is {resample!r}, expected one of {list(_RESAMPLE)}.")
     normalize = data.get("do_normalize", True)
     mean = (
         common.triple(data.get("image_mean", common.OPENAI_MEAN), f"{path}: image_mean")
@@ -49,7 +49,7 @@ def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessi
         else (0.0,) * 3
     )
     std = (
-        common.triple(data.get("image_std", common.OPENAI_STD), f"{path}: image_std")
+        common.stds(data.get("image_std", common.OPENAI_STD), f"{path}: image_std")
         if normalize
         else (1.0,) * 3
     )
@@ -59,7 +59,7 @@ def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessi
     return Preprocessing(
         size=size,
         mode="shortest_crop" if resize else "squash",
-        resample=resample,
+        resample=_RESAMPLE[resample],
         mean=mean,
         std=std,
         resize=resize,
@@ -75,12 +75,13 @@ def _sizes(data: dict[str, Any], path: Path) -> tuple[tuple[int, int], int]:
     if isinstance(crop, dict):
         crop = [crop.get("height"), crop.get("width")]
     cropped = common.pair(crop, f"{path}: crop_size") if crop is not None else None
-    if isinstance(size, dict) and type(size.get("shortest_edge")) is int and cropped:
-        if size["shortest_edge"] < max(cropped):
+    if isinstance(size, dict) and "shortest_edge" in size and cropped:
+        shorter, _ = common.pair(size["shortest_edge"], f"{path}: shortest_edge")
+        if shorter < max(cropped):
             raise SourceError(
-                f"{path}: the shorter side is scaled to {size['shortest_edge']}, less than the crop {cropped}."
+                f"{path}: the shorter side is scaled to {shorter}, less than the crop {cropped}."
             )
-        return cropped, size["shortest_edge"]
+        return cropped, shorter
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         squashed = common.pair([size["height"], size["width"]], f"{path}: size")
         if cropped in (None, squashed):
@@ -132,7 +133,9 @@ def read_text(folder: Path, config: TextConfig, tokenizer_json: bytes) -> TextSe
         )
     settings = folder / "tokenizer_config.json"
     stated = read_json(settings).get("model_max_length") if settings.is_file() else None
-    limit = int(stated) if isinstance(stated, int | float) and 0 < stated < 1e6 else None  # 1e30: no limit
+    limit = None  # 1e30 stands for that too
+    if isinstance(stated, int | float) and not isinstance(stated, bool) and 1 <= stated < 1e6:
+        limit = int(stated)
     return common.text_settings(
         config, tokenizer_json, pad_id=pad_id, clean="none", where=str(folder), limit=limit
     )

@@ -13,10 +13,11 @@ from safetensors.torch import save
 from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.errors import SourceError
 from edgeclip.files import new_folder, write_file
+from edgeclip.models.config import ClipConfig
 from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights
 from edgeclip.models.loaders.common import check_scale
 from edgeclip.models.loaders.tokenizer import read_tokenizer
-from edgeclip.models.source import DualEncoder, Source
+from edgeclip.models.source import DualEncoder, Request, Source
 
 FORMAT = "edgeclip.source"
 FORMAT_VERSION = 1
@@ -94,9 +95,7 @@ def family_of(model: DualEncoder) -> tuple[str, str]:
     )
 
 
-def load(
-    folder: Path, *, spec: str, name: str, allow_pickle: bool = False, tokenizer: Path | None = None
-) -> Source:
+def load(folder: Path, name: str, request: Request) -> Source:
     """Load a folder that `save_source` wrote.
 
     Raises:
@@ -122,11 +121,12 @@ def load(
         raise SourceError(
             f"{path}: does not describe a model of family {family!r} ({error}). It was edited or damaged."
         ) from error
-    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES, allow_pickle), allow_pickle=allow_pickle)
+    _check_sizes(path, config, preprocessing, text)
+    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
     model: DualEncoder = fill(lambda: getattr(module, model_name)(config), weights, {}, lambda key: False)
     check_scale(model, weights.where)
     return Source(
-        spec=spec,
+        spec=request.spec,
         name=name,
         family=family,
         model=model,
@@ -134,12 +134,30 @@ def load(
         activation="softmax" if model.logit_bias is None else "sigmoid",
         preprocessing=preprocessing,
         text=text,
-        tokenizer_json=read_tokenizer(tokenizer or folder / "tokenizer.json"),
+        tokenizer_json=read_tokenizer(request.tokenizer or folder / "tokenizer.json"),
         pooling=pooling,
         licence=licence,
         digest=weights.digest,
         templates=templates,
     )
+
+
+def _check_sizes(path: Path, config: Any, preprocessing: Preprocessing, text: TextSettings) -> None:
+    """Raise SourceError where pictures or texts would be prepared for other towers than the config describes."""
+    if isinstance(config, ClipConfig):
+        size, length, rows = config.image.image_size, config.text.context_length, config.text.vocab_size
+    else:
+        size, length, rows = (config.image_size,) * 2, config.context_length, config.vocab_size
+    if preprocessing.size != size:
+        raise SourceError(
+            f"{path}: preprocessing.size is {preprocessing.size}, but the image tower takes {size}."
+        )
+    for name, stated, most in (
+        ("vocab_size", text.vocab_size, rows),
+        ("context_length", text.context_length, length),
+    ):
+        if type(stated) is not int or not 0 <= stated <= most:
+            raise SourceError(f"{path}: text.{name} is {stated!r}, but the text tower takes at most {most}.")
 
 
 def _part(kind: type[T], values: dict[str, Any]) -> T:

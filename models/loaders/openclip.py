@@ -11,13 +11,13 @@ from typing import Any
 
 from edgeclip.errors import SourceError
 from edgeclip.models.clip import Clip
-from edgeclip.models.config import ClipConfig
+from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import Rule, Weights, fill, find_weights, read_json, read_weights
 from edgeclip.models.loaders.openclip_config import read_config, read_preprocessing
 from edgeclip.models.loaders.openclip_table import ARCHS, QUICK, model_config
 from edgeclip.models.loaders.tokenizer import installed_merges, openclip_tokenizer, read_merges
-from edgeclip.models.source import Source
+from edgeclip.models.source import Request, Source
 
 log = logging.getLogger(__name__)
 
@@ -36,40 +36,27 @@ def matches(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def load(
-    folder: Path, *, spec: str, name: str, allow_pickle: bool = False, tokenizer: Path | None = None
-) -> Source:
+def load(folder: Path, name: str, request: Request) -> Source:
     """Load a folder as OpenCLIP's Hub repositories are laid out.
 
-    Args:
-        spec, name: as `Source` keeps them.
-        tokenizer: a vocabulary to take instead of the folder's own (see `read_merges`).
     Raises:
         SourceError: an architecture outside the ViT family, a missing or damaged file, or a contradiction.
     """
     path = folder / CONFIG
     data = read_json(path)
     model_cfg = data.get("model_cfg", data)
-    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES, allow_pickle), allow_pickle=allow_pickle)
-    return _source(
-        folder, model_cfg, data.get("preprocess_cfg", {}), weights, str(path), spec, name, tokenizer
-    )
+    weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
+    return _source(folder, name, request, model_cfg, data.get("preprocess_cfg", {}), weights, str(path))
 
 
-def load_file(
-    path: Path, arch: str, *, spec: str, allow_pickle: bool = False, tokenizer: Path | None = None
-) -> Source:
+def load_file(path: Path, arch: str, request: Request) -> Source:
     """Load one weight file of a named architecture; pictures are prepared as open_clip does by default.
 
     Raises:
         SourceError: an unknown architecture, a damaged file, or weights of another shape or activation.
     """
-    model_cfg = model_config(arch)
-    if model_cfg is None:
-        raise SourceError(
-            f"openclip:{arch}: unknown architecture, expected one of {', '.join(ARCHS)} (also with {QUICK})."
-        )
-    weights = read_weights(path, allow_pickle=allow_pickle)
+    model_cfg = known_arch(arch, request.spec)
+    weights = read_weights(path, allow_pickle=request.allow_pickle)
     if set(OPENAI_ONLY) & set(weights.tensors) and not model_cfg["quick_gelu"]:
         raise SourceError(
             f"{path}: OpenAI's own weights, trained with QuickGELU: name the architecture {arch}{QUICK}."
@@ -77,18 +64,17 @@ def load_file(
     log.warning(
         "%s: no preprocessing beside the weights; taking open_clip's default (OpenAI's mean and std)", path
     )
-    return _source(path.parent, model_cfg, {}, weights, str(path), spec, path.stem, tokenizer)
+    return _source(path.parent, path.stem, request, model_cfg, {}, weights, str(path))
 
 
 def _source(
     folder: Path,
-    model_cfg: dict[str, Any],
-    preprocess_cfg: dict[str, Any],
+    name: str,
+    request: Request,
+    model_cfg: Any,
+    preprocess_cfg: Any,
     weights: Weights,
     where: str,
-    spec: str,
-    name: str,
-    tokenizer: Path | None,
 ) -> Source:
     state = _text_prefixed(weights)
     config = read_config(model_cfg, where, logit_bias="logit_bias" in state.tensors)
@@ -97,7 +83,7 @@ def _source(
         lambda: Clip(config), state, rules, lambda key: key in OPENAI_ONLY or key.endswith("attn_mask")
     )
     common.check_scale(model, weights.where)
-    tokenizer_json = openclip_tokenizer(_merges(folder, tokenizer))
+    tokenizer_json = openclip_tokenizer(_merges(folder, request.tokenizer))
     clean = (model_cfg["text_cfg"].get("tokenizer_kwargs") or {}).get("clean", "lower")
     if clean not in _CLEAN:
         raise SourceError(f"{where}: text cleaning {clean!r}, expected one of {', '.join(_CLEAN)}.")
@@ -108,7 +94,7 @@ def _source(
             f"{config.text.vocab_size} rows. Pass the right one with --tokenizer FILE."
         )
     return Source(
-        spec=spec,
+        spec=request.spec,
         name=name,
         family="openclip",
         model=model,
@@ -133,17 +119,23 @@ def _text_prefixed(weights: Weights) -> Weights:
     return Weights(weights.where, tensors, weights.digest)
 
 
-def check_arch(source: Source, arch: str, wanted: dict[str, Any] | None) -> None:
+def known_arch(arch: str, where: str) -> dict[str, Any]:
+    """The `model_cfg` of an architecture. Raises SourceError for an unknown name."""
+    found = model_config(arch)
+    if found is None:
+        raise SourceError(
+            f"{where}: unknown architecture {arch!r}, expected one of {', '.join(ARCHS)} (also with {QUICK})."
+        )
+    return found
+
+
+def check_arch(source: Source, arch: str, wanted: dict[str, Any]) -> None:
     """Hold a loaded folder against the architecture that the spec named; its own config has the last word on activation.
 
     Raises:
         SourceError: the folder holds a model of other sizes.
     """
     config: ClipConfig = source.model.config  # type: ignore[assignment]
-    if wanted is None:
-        raise SourceError(
-            f"{source.spec}: unknown architecture {arch!r}, expected one of {', '.join(ARCHS)} (also with {QUICK})."
-        )
     named = read_config(wanted, source.spec, logit_bias=config.logit_bias)
     for mine, its, tower in ((named.image, config.image, "image"), (named.text, config.text, "text")):
         if mine.blocks.activation != its.blocks.activation:
@@ -154,11 +146,18 @@ def check_arch(source: Source, arch: str, wanted: dict[str, Any] | None) -> None
                 mine.blocks.activation,
                 its.blocks.activation,
             )
-        sizes = [(tower.blocks.width, tower.blocks.layers, tower.blocks.heads) for tower in (mine, its)]
+        sizes = [_sizes(part) for part in (mine, its)]
         if sizes[0] != sizes[1]:
             raise SourceError(
-                f"{source.spec}: the checkpoint's {tower} tower has (width, layers, heads) {sizes[1]}, {arch} has {sizes[0]}."
+                f"{source.spec}: the checkpoint's {tower} tower has {sizes[1]}, {arch} has {sizes[0]}."
             )
+
+
+def _sizes(part: ImageConfig | TextConfig) -> dict[str, object]:
+    sizes = ("width", "layers", "heads", "image_size", "patch_size", "context_length", "vocab_size")
+    return {
+        name: getattr(owner, name) for name in sizes for owner in (part, part.blocks) if hasattr(owner, name)
+    }
 
 
 def _rules(config: ClipConfig, state: Weights) -> dict[str, Rule]:

@@ -197,17 +197,15 @@ def read_preprocessing(data: dict[str, Any], image_size: tuple[int, int], where:
         data.get("interpolation") or "bicubic", ("bicubic", "bilinear", "random"), f"{where}: interpolation"
     )
     fill_color = int(data.get("fill_color") or 0)
-    wide = (
-        mode == "shortest" and image_size[0] != image_size[1]
-    )  # another resize of open_clip's: rounds, always bicubic
+    # for a tower that is not square open_clip has another resize, which rounds and is always bicubic
+    wide = mode == "shortest" and image_size[0] != image_size[1]
     return Preprocessing(
         size=image_size,
         mode={"shortest": "shortest_crop", "longest": "pad", "squash": "squash"}[mode],  # type: ignore[arg-type]
-        resample="bilinear"
-        if resample == "bilinear" and not wide
-        else "bicubic",  # "random" is a training setting
+        # "random" is a training setting
+        resample="bilinear" if resample == "bilinear" and not wide else "bicubic",
         mean=common.triple(data.get("mean") or common.OPENAI_MEAN, f"{where}: mean"),
-        std=common.triple(data.get("std") or common.OPENAI_STD, f"{where}: std"),
+        std=common.stds(data.get("std") or common.OPENAI_STD, f"{where}: std"),
         resize=image_size[0] if mode == "shortest" and not wide else 0,
         long_side="round" if mode == "longest" or wide else "floor",
         crop_offset="round_half_even",

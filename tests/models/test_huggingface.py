@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,43 @@ def test_activations_and_poolings_agree(activation: str, eos_id: int | None, tmp
     assert source.pooling == ("cls/eos" if eos_id is None else "cls/argmax")
 
 
-def test_shards_and_half_precision_agree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("eos_id", [None, 2])
+def test_tokens_added_above_the_end_mark(
+    eos_id: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a right eos_token_id they change nothing; the legacy rule pools them instead, in transformers as here."""
+    from tokenizers import Tokenizer
+
+    model = write_hf(tmp_path, eos_id=eos_id, added=("<new>", "<newer>"))
+    source = load_source(str(tmp_path))
+    tokenizer = Tokenizer.from_str(source.tokenizer_json.decode())
+    rows = [tokenizer.encode(text).ids for text in ("a <new> cat", "a cat <newer> there", "no such token")]
+    assert [max(row) for row in rows] == [714, 715, 713]
+    ids = torch.tensor([row + [source.text.pad_id] * (20 - len(row)) for row in rows])
+    pixels, _ = inputs(source)
+    assert_agrees(source, hf_outputs(model, pixels, ids), our_outputs(source.model, pixels, ids))
+    pooled = source.model.text.pooled_position(ids).tolist()  # type: ignore[union-attr, operator]
+    ends = [row.index(713) for row in rows]
+    assert (pooled == ends) is (eos_id is None)
+    assert ("texts end with 713 of 715" in caplog.text) is (eos_id == 2)
+
+
+def test_dropout_of_the_config_has_no_part(tmp_path: Path) -> None:
+    model = write_hf(tmp_path, dropout=0.5)
+    source = load_source(str(tmp_path))
+    assert not source.model.training
+    pixels, ids = inputs(source)
+    assert_agrees(source, hf_outputs(model, pixels, ids), our_outputs(source.model, pixels, ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_shards_and_half_precision_agree(dtype: torch.dtype, tmp_path: Path) -> None:
     model = write_hf(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
     whole = load_source(str(tmp_path))
     pixels, ids = inputs(whole)
     assert_agrees(whole, hf_outputs(model, pixels, ids), our_outputs(whole.model, pixels, ids))
-    state = {key: value.half() for key, value in model.state_dict().items()}
+    state = {key: value.to(dtype) for key, value in model.state_dict().items()}
     for path in tmp_path.glob("model*"):
         path.unlink()
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "model.safetensors")
@@ -196,6 +227,30 @@ DAMAGE = {
         lambda f: _edit(f / "config.json", model_type="siglip"),
         r"model_type is 'siglip'",
     ),
+    "MetaCLIP 2, whose end mark truly is 2": (
+        lambda f: _edit(f / "config.json", model_type="metaclip_2", text_config__eos_token_id=2),
+        r"model_type is 'metaclip_2'",
+    ),
+    "more layers than any model has": (
+        lambda f: _edit(f / "config.json", text_config__num_hidden_layers=10**9),
+        r"text_config.num_hidden_layers: expected int, got 1000000000",
+    ),
+    "a number that is none": (
+        lambda f: _edit(f / "config.json", vision_config__layer_norm_eps=float("nan")),
+        r"layer_norm_eps: expected float, got nan",
+    ),
+    "pixels divided by nothing": (
+        lambda f: _edit(f / "preprocessor_config.json", image_std=[0.5, 0.0, 0.5]),
+        r"image_std: expected three numbers above 0",
+    ),
+    "a config nested without end": (
+        lambda f: (f / "config.json").write_text('{"a":' * 100_000),
+        r"config.json: not JSON",
+    ),
+    "eight bits without their scale": (
+        lambda f: _reweigh(f, text_projection__weight=torch.ones(32, 48).to(torch.float8_e4m3fn)),
+        r"is torch.float8_e4m3fn, expected floating point of 16 bits or more",
+    ),
     "a wrong end of text": (
         lambda f: _edit(f / "config.json", text_config__eos_token_id=5),
         r"pools at id 5, but its tokenizer ends texts with 713",
@@ -242,7 +297,7 @@ DAMAGE = {
     "a tensor too many": (lambda f: _reweigh(f, adapter=torch.ones(3)), r"'adapter' has no place"),
     "whole numbers": (
         lambda f: _reweigh(f, text_projection__weight=torch.ones(32, 48, dtype=torch.int8)),
-        r"is torch.int8, expected floating point",
+        r"is torch.int8, expected floating point of 16 bits or more",
     ),
     "a scale without its logarithm": (
         lambda f: _reweigh(f, logit_scale=torch.tensor(100.0)),
@@ -291,8 +346,23 @@ def test_pickles_need_leave(sound: Path, tmp_path: Path) -> None:
         source.model.state_dict()["image.projection.weight"], state["visual_projection.weight"]
     )
     torch.save({"weights": Path("x")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(SourceError, match="not a plain pickle of tensors") as caught:
+        load_source(str(tmp_path), allow_pickle=True)
+    assert "\n" not in str(caught.value)
+    torch.save({"weights": _Runs(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(SourceError, match="not a plain pickle of tensors"):
         load_source(str(tmp_path), allow_pickle=True)
+    assert not (tmp_path / "ran").exists(), "code inside the pickle was run"
+
+
+class _Runs:
+    """What a hostile pickle does: run code when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
 
 
 def test_a_section_given_twice_is_read_as_transformers_reads_it(sound: Path, tmp_path: Path) -> None:

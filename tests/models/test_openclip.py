@@ -70,6 +70,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
         "cls/argmax",
     ),
     "patches that leave a rim": ({"image_size": 40}, {}, False, "cls/argmax"),
+    "patches dropped while training": ({"patch_dropout": 0.5}, {}, False, "cls/argmax"),
 }
 
 
@@ -282,8 +283,9 @@ def test_a_folder_of_another_architecture_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_openclip(tmp_path, openclip_config("ViT-S-32", layers=None))
-    with pytest.raises(SourceError, match="image tower has"):
-        load_source(f"openclip:ViT-B-32/{tmp_path}")
+    for arch, tower in (("ViT-B-32", "image"), ("ViT-S-16", "image"), ("ViT-S-32-alt", "text")):
+        with pytest.raises(SourceError, match=f"{tower} tower has .*, {arch} has"):
+            load_source(f"openclip:{arch}/{tmp_path}")
     source = load_source(f"openclip:ViT-S-32-quickgelu/{tmp_path}")
     assert "the checkpoint's own config says gelu: taking that" in caplog.text
     assert source.model.config.image.blocks.activation == "gelu"

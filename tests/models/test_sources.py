@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,33 @@ def test_openclip_tags_and_hub_ids_open_from_the_cache(hub: Path) -> None:
     assert by_tag.name == "CLIP-ViT-B-32-laion2B-s34B-b79K"
     with pytest.raises(SourceError, match=r"expected one of model\.safetensors"):
         load_source("hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
+
+
+@pytest.mark.parametrize("write", [write_hf, lambda folder: write_openclip(folder, openclip_config("tiny"))])
+def test_a_download_that_was_cut_short_is_said_to_be(write: Any, hub: Path) -> None:
+    """The Hub's cache keeps contents apart, under `blobs`; a half of one ends in .incomplete."""
+    folder = lay_out(hub, "someone/half")
+    write(folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(SourceError, match="Is the download complete"):
+        load_source("hf:someone/half")
+    (folder.parents[1] / "blobs").mkdir()
+    (folder.parents[1] / "blobs" / "12ab.incomplete").write_bytes(b"half")
+    with pytest.raises(
+        SourceError, match=r"12ab\.incomplete: the download was cut short\. Run it again"
+    ) as caught:
+        load_source("hf:someone/half")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_fetched_in_part_is_said_to_be(tmp_path: Path) -> None:
+    """`hf download --local-dir` keeps its halves below .cache."""
+    half = tmp_path / ".cache" / "huggingface" / "download" / "x.incomplete"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    with pytest.raises(SourceError, match=r"no known checkpoint .*x\.incomplete: the download was cut short"):
+        load_source(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -143,15 +171,14 @@ def test_nano_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     write_hf(tmp_path / "hf")
     source = load_source(str(tmp_path / "hf"))
     torch.manual_seed(0)
-    model = NanoCLIP(
-        NanoConfig(widths=(4, 8), depths=(1, 1), embed_dim=16, vocab_size=714, text_width=8)
-    ).train()
-    model.encode_image(torch.rand(4, 3, 64, 64))  # moves the running means
+    config = NanoConfig(32, (4, 8), (1, 1), embed_dim=16, vocab_size=714, text_width=8, context_length=77)
+    model = NanoCLIP(config).train()
+    model.encode_image(torch.rand(4, 3, 32, 32))  # moves the running means
     _save(source, tmp_path / "own", model.eval())
     back = load_source(str(tmp_path / "own"))
     assert (back.family, back.embedding_dim, back.pooling) == ("nano", 16, "avg/weighted")
     assert not back.model.training
-    pixels, ids = torch.rand(2, 3, 64, 64), torch.arange(12).view(2, 6)
+    pixels, ids = torch.rand(2, 3, 32, 32), torch.arange(12).view(2, 6)
     with torch.no_grad():
         torch.testing.assert_close(
             back.model.encode_image(pixels), model.encode_image(pixels), rtol=0, atol=0
@@ -166,13 +193,23 @@ def test_nano_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
         ("family", "rnn", "family 'rnn', expected one of clip, nano"),
         ("config", {"image": {}}, "does not describe a model of family 'clip'"),
         ("licence", {"weights": "MIT", "colour": "red"}, "does not describe a model"),
+        (
+            "preprocessing.size",
+            [64, 64],
+            r"preprocessing.size is \(64, 64\), but the image tower takes \(32, 32\)",
+        ),
+        ("text.context_length", 78, "text.context_length is 78, but the text tower takes at most 77"),
+        ("text.vocab_size", 715, "text.vocab_size is 715, but the text tower takes at most 714"),
     ],
 )
 def test_damaged_own_checkpoints_are_refused(key: str, value: object, message: str, tmp_path: Path) -> None:
     write_hf(tmp_path / "hf")
     _save(load_source(str(tmp_path / "hf")), tmp_path / "own")
     path = tmp_path / "own" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    data = json.loads(path.read_text())
+    section, _, name = key.rpartition(".")
+    (data[section] if section else data)[name] = value
+    path.write_text(json.dumps(data))
     with pytest.raises(SourceError, match=message):
         load_source(str(tmp_path / "own"))
 

@@ -1,4 +1,4 @@
-"""Exports of real widths from checkpoints that transformers wrote: photographs in, bundles out, both compared."""
+"""A full-depth ViT-B/32 that transformers saved, exported, against transformers on photographs. `make parity`."""
 
 from __future__ import annotations
 
@@ -7,59 +7,69 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch.nn.functional import normalize
 
 import edgeclip
-from edgeclip.export.api import ExportReport, ExportSettings, export_bundle
+from edgeclip.export.api import ExportSettings, export_bundle
+from edgeclip.export.fidelity import cosine, max_abs, relative_distance
 from edgeclip.models.sources import load_source
 from tests.checkpoints import DEPTHS, write_hf
-
-PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco64" / "images"
-needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"needs photographs in {PHOTOGRAPHS}")
-
-
-def compared(folder: Path, layers: tuple[int, int], photographs: list[Path]) -> ExportReport:
-    """Export a B/32 and hold the bundle's embeddings of files against transformers' own, processor included."""
-    from transformers import CLIPImageProcessor
-
-    model = write_hf(folder / "hf", "B/32", layers=layers)
-    start = time.perf_counter()
-    source = load_source(str(folder / "hf"))
-    report = export_bundle(source, folder / "bundle", settings=ExportSettings(images=photographs[0].parent))
-    seconds = time.perf_counter() - start
-    for parity in report.parities:
-        assert parity.fidelity is not None
-        assert parity.fidelity.max_abs <= 1e-6
-    processor = CLIPImageProcessor.from_pretrained(folder / "hf")
-    with torch.no_grad():
-        pixels = processor([Image.open(path).convert("RGB") for path in photographs], return_tensors="pt")
-        want = normalize(model.get_image_features(**pixels).pooler_output, dim=-1).numpy()
-    with edgeclip.load(report.bundle.root) as opened:
-        got = opened.embed_images(photographs)
-        labels = opened.embed_texts([f"a photo of {i} things" for i in range(20)])
-    cosines = (got * want).sum(axis=1)
-    agree = int(((got @ labels.T).argmax(axis=1) == (want @ labels.T).argmax(axis=1)).sum())
-    print(f"{seconds:.0f} s; cosine min {cosines.min():.6f}; top-1 agrees on {agree} of {len(photographs)}")
-    assert cosines.min() >= 0.9995
-    assert agree >= len(photographs) - 2
-    assert np.ptp(got, axis=0).max() > 1e-3, "photographs make no difference"
-    return report
-
-
-@needs_photographs
-def test_two_blocks_of_real_width(tmp_path: Path) -> None:
-    few = tmp_path / "few"
-    few.mkdir()
-    for path in sorted(PHOTOGRAPHS.glob("*.jpg"))[:6]:
-        (few / path.name).write_bytes(path.read_bytes())
-    report = compared(tmp_path, (2, 2), sorted(few.iterdir()))
-    files = {variant.id: variant.files for variant in report.bundle.manifest.variants}
-    assert files["image-fp32-op"][1:] == files["image-fp32-decomposed"][1:] != ()
+from tests.end_to_end.reference import LABELS, TEXTS, reference
+from tests.parity.report import write_report
+from tests.photographs import FOLDER, needs_photographs, photographs
 
 
 @pytest.mark.parity
 @needs_photographs
-def test_full_depth_on_all_photographs(tmp_path: Path) -> None:
-    compared(tmp_path, DEPTHS["B/32"], sorted(PHOTOGRAPHS.glob("*.jpg")))
+def test_vit_b32_on_all_photographs(tmp_path: Path) -> None:
+    files = photographs()
+    model = write_hf(tmp_path / "source", "B/32", layers=DEPTHS["B/32"])
+    want = reference(model, tmp_path / "source", files)
+    start, busy = time.perf_counter(), time.process_time()
+    source = load_source(str(tmp_path / "source"))
+    report = export_bundle(source, tmp_path / "bundle", settings=ExportSettings(images=FOLDER))
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+
+    with edgeclip.load(report.bundle.root) as opened:
+        pixels, texts = opened.embed_pixels(want.pixels), opened.embed_texts(TEXTS)
+        images = opened.embed_images(files)
+        results = opened.classify(files, LABELS)
+    best = np.array([result.label_index for result in results])
+    agree = int((best == want.scores().argmax(axis=1)).sum())
+    cosines = cosine(images.astype(np.float64), want.images.astype(np.float64))
+    figures: list[tuple[str, str, str]] = [
+        ("export, wall clock", "below 90 s on 2 idle cores", f"{seconds:.0f} s"),
+        ("export, processor time of all threads", "-", f"{busy:.0f} s"),
+        ("pictures, same pixels, largest absolute difference", "1e-6", f"{max_abs(pixels, want.images):.1e}"),
+        ("texts, largest absolute difference", "1e-6", f"{max_abs(texts, want.texts):.1e}"),
+        ("pictures, from the files, smallest cosine", "0.9995", f"{cosines.min():.7f}"),
+        ("pictures, from the files, relative distance", "-", f"{relative_distance(want.images, images):.4f}"),
+        (
+            f"best of {len(LABELS)} labels agrees",
+            f"{len(files) - 2} of {len(files)}",
+            f"{agree} of {len(files)}",
+        ),
+        ("size of the bundle, both flavours", "-", f"{report.to_dict()['size_bytes'] / 1e6:.0f} MB"),
+    ]
+    for parity in report.parities:
+        assert parity.fidelity is not None
+        figures.append(
+            (
+                f"{parity.variant} to the source, largest absolute difference",
+                "1e-6",
+                f"{parity.fidelity.max_abs:.1e}",
+            )
+        )
+    steps = [(f"step: {name}", "-", f"{took:.1f} s") for name, took in report.seconds.items()]
+    write_report(
+        "export_b32.md",
+        "Export of a ViT-B/32, full depth",
+        f"A CLIPModel that transformers saved, against transformers with its own Pillow image processor and tokenizer on {len(files)} "
+        f"photographs of COCO and {len(TEXTS)} texts.",
+        ("Figure", "Wanted", "Measured"),
+        [*figures, *steps],
+    )
+    assert max_abs(pixels, want.images) <= 1e-6
+    assert max_abs(texts, want.texts) <= 1e-6
+    assert cosines.min() >= 0.9995
+    assert agree >= len(files) - 2
+    assert np.ptp(images, axis=0).max() > 1e-3, "photographs make no difference"
