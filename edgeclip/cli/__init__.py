@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -128,4 +129,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name that is no Unicode is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
+    # Pillow warns, in two lines of its own source, of damage that does no harm (a broken EXIF note)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(run())

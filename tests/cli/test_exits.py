@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import edgeclip as library
 from tests.cli.conftest import Edgeclip, save_picture
+from tests.runtime.toy import picture
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -65,6 +67,14 @@ def test_the_process_exits_with_the_code(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"edgeclip: {tmp_path}: no bundle.json in it.")
+
+
+def test_broken_exif_is_no_news(toy: Path, tmp_path: Path) -> None:
+    broken = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03"
+    Image.fromarray(picture(0)).save(tmp_path / "a.jpg", exif=broken)
+    command = [sys.executable, "-m", "edgeclip", "embed", str(tmp_path / "a.jpg"), "-b", str(toy), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("options", ["--json", "--top-k 1"])
