@@ -68,7 +68,9 @@ class _Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (BrokenPipeError, SystemExit):  # `edgeclip ... | head` has read enough; rich raises SystemExit
+        except (BrokenPipeError, SystemExit) as error:  # `edgeclip ... | head` has read enough
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise  # rich makes the one out of the other
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 

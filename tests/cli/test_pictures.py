@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,10 @@ def test_name_that_is_no_unicode_survives_the_round_trip(
     said = edgeclip("classify", folder, "-b", toy, *LABELS, "--json")
     assert said.code == 0
     assert os.fsencode(said.record["path"]) == os.fsencode(folder) + b"/\xff.png"
+    command = [sys.executable, "-m", "edgeclip", "classify", str(folder), "-b", str(toy), *LABELS]
+    table = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (table.returncode, table.stderr) == (0, "")
+    assert r"\udcff.png" in table.stdout
 
 
 @pytest.mark.parametrize("verb", ["classify", "embed"])
