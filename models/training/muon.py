@@ -22,7 +22,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 RMS = 0.2  # of an update's elements at learning rate 1: AdamW's usual size
 
 
-def matrices(model: nn.Module) -> list[nn.Parameter]:
+def matrices(model: nn.Module) -> list[Tensor]:
     """The weights that have a direction to make orthogonal: of linear and convolution layers, unless they are one row."""
     weights = (module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
     return [weight for weight in weights if weight.requires_grad and min(weight.flatten(1).shape) > 1]
@@ -82,7 +82,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T, roughly: singular values end between 0.7 and 1.2. (R, C) -> (R, C)."""
     a, b, c = QUINTIC
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+    x: Tensor = wide / (wide.norm() + 1e-7)
     for _ in range(STEPS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
