@@ -6,7 +6,10 @@ for version in 3.10 3.12; do
   set --
   for glibc in 17 24 26 27 28 31 34 35; do set -- "$@" --platform "manylinux_2_${glibc}_aarch64"; done
   wanted=$($python - <<'END'
-import tomllib
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 print(" ".join(project["dependencies"] + project["optional-dependencies"]["cpu"]))
 END

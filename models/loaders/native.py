@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safetensors.torch import save
 
@@ -14,8 +15,8 @@ from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.errors import SourceError
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.config import ClipConfig
+from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights
-from edgeclip.models.loaders.common import check_scale
 from edgeclip.models.loaders.tokenizer import read_tokenizer
 from edgeclip.models.source import DualEncoder, Request, Source
 
@@ -30,6 +31,7 @@ FAMILIES = {
     "clip": ("edgeclip.models.clip", "Clip", "ClipConfig"),
     "nano": ("edgeclip.models.nano", "NanoCLIP", "NanoConfig"),
 }
+_LAYERS = ("layers", "text_layers", "depths")
 T = TypeVar("T")
 
 
@@ -108,7 +110,7 @@ def load(folder: Path, name: str, request: Request) -> Source:
             f"{path}: format version {data.get('version')!r}, this edgeclip reads {FORMAT_VERSION}."
         )
     family = data.get("family")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise SourceError(f"{path}: family {family!r}, expected one of {', '.join(FAMILIES)}.")
     module_name, model_name, config_name = FAMILIES[family]
     module = importlib.import_module(module_name)
@@ -116,7 +118,9 @@ def load(folder: Path, name: str, request: Request) -> Source:
         config = getattr(module, config_name).from_json(data["config"])
         preprocessing = _part(Preprocessing, data["preprocessing"])
         text, licence = _part(TextSettings, data["text"]), _part(Licence, data["licence"])
-        templates, pooling = tuple(data["templates"]), str(data["pooling"])
+        templates, pooling = tuple(map(str, data["templates"])), str(data["pooling"])
+        for part in (config, preprocessing, text, licence):
+            _check_types(part)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
             f"{path}: does not describe a model of family {family!r} ({error}). It was edited or damaged."
@@ -124,7 +128,7 @@ def load(folder: Path, name: str, request: Request) -> Source:
     _check_sizes(path, config, preprocessing, text)
     weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
     model: DualEncoder = fill(lambda: getattr(module, model_name)(config), weights, {}, lambda key: False)
-    check_scale(model, weights.where)
+    common.check_scale(model, weights.where)
     return Source(
         spec=request.spec,
         name=name,
@@ -140,6 +144,34 @@ def load(folder: Path, name: str, request: Request) -> Source:
         digest=weights.digest,
         templates=templates,
     )
+
+
+def _check_types(part: Any) -> None:
+    """Raise TypeError where a field of a dataclass, or of one inside it, does not hold what its annotation says."""
+    for name, hint in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if is_dataclass(value):
+            _check_types(value)
+        elif not _fits(value, hint, common.MOST_LAYERS if name in _LAYERS else common.MOST):
+            raise TypeError(f"{name} is {value!r}")
+
+
+def _fits(value: Any, hint: Any, most: int) -> bool:
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in options
+    if origin in (Union, UnionType):
+        return any(_fits(value, option, most) for option in options)
+    if origin is tuple:
+        kinds = options[:1] * len(value) if options[-1] is Ellipsis and isinstance(value, tuple) else options
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(kinds)
+            and all(_fits(item, kind, most) for item, kind in zip(value, kinds, strict=True))
+        )
+    if hint is float:
+        return type(value) in (int, float) and abs(value) <= most
+    return type(value) is (origin or hint) and (hint is not int or 0 <= value <= most)
 
 
 def _check_sizes(path: Path, config: Any, preprocessing: Preprocessing, text: TextSettings) -> None:

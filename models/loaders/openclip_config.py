@@ -147,9 +147,10 @@ def _section(own: Any, defaults: dict[str, Any], where: str) -> dict[str, Any]:
     return common.overlay(defaults, {key: own[key] for key in own if key in defaults}, where)
 
 
-def _one_of(value: Any, allowed: tuple[str, ...], where: str) -> Any:
+def _one_of(value: Any, allowed: tuple[str, ...] | range, where: str) -> Any:
     if value not in allowed:
-        raise SourceError(f"{where} is {value!r}, expected one of {', '.join(allowed)}.")
+        expected = f"one of {', '.join(allowed)}" if isinstance(allowed, tuple) else "a number of 0-255"
+        raise SourceError(f"{where} is {value!r}, expected {expected}.")
     return value
 
 
@@ -180,8 +181,10 @@ def _blocks(data: dict[str, Any], heads: int, quick: bool, where: str) -> Transf
     )
 
 
-def read_preprocessing(data: dict[str, Any], image_size: tuple[int, int], where: str) -> Preprocessing:
+def read_preprocessing(data: Any, image_size: tuple[int, int], where: str) -> Preprocessing:
     """A `preprocess_cfg` as a spec. The tower's `image_size` (H, W) wins over the size that it names."""
+    if not isinstance(data, dict):
+        raise SourceError(f"{where}: preprocess_cfg: expected an object, got {data!r}. The file is damaged.")
     size = common.pair(data.get("size", image_size), f"{where}: preprocess_cfg.size")
     if size != image_size:
         log.warning(
@@ -196,7 +199,7 @@ def read_preprocessing(data: dict[str, Any], image_size: tuple[int, int], where:
     resample = _one_of(
         data.get("interpolation") or "bicubic", ("bicubic", "bilinear", "random"), f"{where}: interpolation"
     )
-    fill_color = int(data.get("fill_color") or 0)
+    fill_color = _one_of(data.get("fill_color") or 0, range(256), f"{where}: fill_color")
     # for a tower that is not square open_clip has another resize, which rounds and is always bicubic
     wide = mode == "shortest" and image_size[0] != image_size[1]
     return Preprocessing(

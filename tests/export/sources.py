@@ -56,9 +56,7 @@ def clip_source(shape: str = "openai", **changes: Any) -> Source:
     config = ClipConfig(width, replace(IMAGE, **image), replace(WORDS, **text), logit_bias=shape == "siglip")
     model = Clip(config).eval()
     roughen(model)
-    with (
-        torch.no_grad()
-    ):  # the embeddings of tokens and patches must outweigh what all texts and pictures share
+    with torch.no_grad():  # embeddings of tokens and patches must outweigh what all texts and pictures share
         model.text.embedding.weight.mul_(0.5)
         model.text.position.mul_(20)
     return _source(model, config.embed_dim, replace(TEXT, **settings), **changes)

@@ -31,6 +31,13 @@ def test_relative_distance() -> None:
     assert fidelity.relative_distance(A, b) == pytest.approx(0.1 / np.sqrt(2), abs=1e-15)
 
 
+def test_samples_given_twice_do_not_count_as_different() -> None:
+    a = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1.0]])  # six of ten distances are 0, the others sqrt(2)
+    b = a + np.array([[0.1, 0]] + [[0, 0]] * 4)
+    assert fidelity.relative_distance(a, b) == pytest.approx(0.02 / np.sqrt(2), abs=1e-15)
+    assert measure(a, b).relative_distance == fidelity.relative_distance(a, b)
+
+
 def test_rank_agreement() -> None:
     # Nearest under A: 0 -> 1, 1 -> 0, 2 -> 1, 3 -> 2. Row 1 turned to 80 degrees: 0 -> 1, 1 -> 2, 2 -> 1, 3 -> 2.
     b = A.copy()

@@ -16,6 +16,12 @@ from edgeclip.models.sources import load_source, save_source
 from tests.checkpoints import openclip_config, write_hf, write_openclip
 
 NONSENSE = (None, True, -1, 0, 2.5, float("nan"), 10**12, "x", [], [1, 2, 3], {"height": "x"})
+# what transformers writes beside and no loader reads: spoiling it only takes time
+UNREAD = {
+    "architectures", "dtype", "torch_dtype", "transformers_version", "initializer_factor", "initializer_range", "attention_dropout",
+    "dropout", "bos_token_id", "pad_token_id", "logit_scale_init_value", "backend", "is_local", "local_files_only", "errors",
+    "tokenizer_class", "processor_class", "image_processor_type", "do_lower_case", "return_tensors", "data_format",
+}  # fmt: skip
 STRIDE = 3  # every setting meets a third of the nonsense, its neighbours the other thirds; 1 takes minutes
 
 
@@ -63,7 +69,8 @@ def test_nonsense_loads_or_is_refused_in_one_line(name: str, file: str, tmp_path
     path = folder / file
     sound = json.loads(path.read_text())
     refused, escaped = 0, []
-    for number, keys in enumerate(settings(sound)):
+    read = [keys for keys in settings(sound) if keys[-1] not in UNREAD]
+    for number, keys in enumerate(read):
         for value in NONSENSE[number % STRIDE :: STRIDE]:
             path.write_text(json.dumps(changed(sound, keys, value)))
             try:
@@ -77,7 +84,7 @@ def test_nonsense_loads_or_is_refused_in_one_line(name: str, file: str, tmp_path
     assert escaped == []
     path.write_text(json.dumps(sound))
     load_source(str(folder))
-    assert refused > 0
+    assert refused > 0 or file == "tokenizer_config.json"  # nonsense there is passed over, as transformers does
 
 
 def settings(data: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
