@@ -84,7 +84,8 @@ def test_nonsense_loads_or_is_refused_in_one_line(name: str, file: str, tmp_path
     assert escaped == []
     path.write_text(json.dumps(sound))
     load_source(str(folder))
-    assert refused > 0 or file == "tokenizer_config.json"  # nonsense there is passed over, as transformers does
+    if file != "tokenizer_config.json":  # nonsense there is passed over, as transformers does
+        assert refused > 0
 
 
 def settings(data: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
