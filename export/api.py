@@ -28,7 +28,7 @@ from edgeclip.export import parity
 from edgeclip.export.fidelity import check_sane
 from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
 from edgeclip.export.golden import golden_file, golden_pixels
-from edgeclip.export.onnx_graph import trace
+from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.parity import Parity, Samples
 from edgeclip.export.passes import PassReport, store_fp16
 from edgeclip.export.samples import (
@@ -187,12 +187,13 @@ def _write_tower(
 ) -> tuple[list[Variant], dict[str, list[PassReport]]]:
     extra = (store_fp16,) if settings.store == "fp16" else ()
     models, passes = [], {}
-    for flavour in tower.flavours:
-        name = _variant_id(tower, flavour, settings)
-        with steps(f"trace {name}"):
-            model, passes[name] = trace(tower, flavour, extra)
-        models.append((name, model))
+    with steps(f"trace the {tower.kind} tower"):
+        captured = capture(tower)
     with steps(f"write the {tower.kind} tower"):
+        for flavour in tower.flavours:
+            name = _variant_id(tower, flavour, settings)
+            model, passes[name] = write(captured, tower, flavour, extra)
+            models.append((name, model))
         files = save_graphs(models, folder / GRAPHS, tower.kind)
     return [_variant(tower, flavour, settings, files) for flavour in tower.flavours], passes
 

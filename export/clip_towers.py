@@ -36,13 +36,6 @@ def text_tower(model: Clip) -> tuple[nn.Module, dict[str, int]]:
     return tower, _expected(tower, model.config.text.blocks.layers)
 
 
-def set_flavour(module: nn.Module, attention: str) -> None:
-    """Write every attention below `module` as "op" or "decomposed"."""
-    for part in module.modules():
-        if isinstance(part, _Attend):
-            part.as_op = attention == "op"
-
-
 def _expected(tower: nn.Module, layers: int) -> dict[str, int]:
     counts = {
         kind: sum(isinstance(m, kind) for m in tower.modules()) for kind in (nn.LayerNorm, _Linear, _Attend)
@@ -79,38 +72,25 @@ class _Attend(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.heads, self.as_op = heads, False
+        self.heads = heads
 
     def split(self, x: Tensor) -> Tensor:
         """(N, T, W) -> (N, h, T, d)."""
         return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
-        """Attend.
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend. attention.py knows this form, and writes it as the operator.
 
         Args:
             q: (N, h, Q, d), or (1, h, Q, d) for queries that are the same for every row.
             k, v: (N, T, W).
-            mask: additive, broadcast to (N, h, Q, T).
-            causal: the mask says no more than that no query sees later keys; the operator has its own form of it, which
-                is the one that fused kernels know.
+            mask: additive: (T, T) if it is the causal one, else (N, 1, Q or 1, T).
         Returns:
             (N, Q, W).
         """
         k, v = self.split(k), self.split(v)
-        if self.as_op:
-            if q.shape[0] == 1:  # learned queries: the operator does not broadcast them
-                q = q.expand(k.shape[0], -1, -1, -1)
-            if causal or mask is None:
-                y = torch.onnx.ops.attention(q, k, v, is_causal=causal, scale=1.0)[0]
-            else:  # onnxruntime wants a row of the mask for each query
-                rows = mask.expand(-1, -1, q.shape[2], -1)
-                y = torch.onnx.ops.attention(q, k, v, rows, scale=1.0)[0]
-        else:
-            scores = q @ k.transpose(-1, -2)
-            y = torch.softmax(scores if mask is None else scores + mask, dim=-1) @ v
+        scores = q @ k.transpose(-1, -2)
+        y = torch.softmax(scores if mask is None else scores + mask, dim=-1) @ v
         return y.transpose(1, 2).flatten(2)
 
 
@@ -137,11 +117,11 @@ class _Block(nn.Module):
         self.out = _Linear(block.attention.out)
         self.mlp = _Mlp(block.mlp)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool, rows: Rows | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         if rows is not None:
             q, x = rows(q), rows(x)
-        x = x + self.out(self.attend(self.attend.split(q), k, v, mask, causal))
+        x = x + self.out(self.attend(self.attend.split(q), k, v, mask))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
@@ -197,7 +177,7 @@ class _Image(nn.Module):
             x = self.norm_pre(x)
         only = (lambda tokens: tokens[:, :1]) if self.config.pool == "cls" else None
         for i, block in enumerate(self.blocks, 1):
-            x = block(x, None, False, only if i == len(self.blocks) else None)
+            x = block(x, None, only if i == len(self.blocks) else None)
         x = self._pool(x)
         return x if self.projection is None else self.projection(x)
 
@@ -252,10 +232,7 @@ class _Text(nn.Module):
             return torch.gather(tokens, 1, where)
 
         for i, block in enumerate(self.blocks, 1):
-            if i < len(self.blocks):
-                x = block(x, mask, self.later is not None, None)
-            else:
-                x = block(x, last_mask, False, pooled)
+            x = block(x, mask, None) if i < len(self.blocks) else block(x, last_mask, pooled)
         last: Tensor = self.norm_final(x)[:, 0]
         return last if self.projection is None else self.projection(last)
 

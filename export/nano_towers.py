@@ -27,10 +27,6 @@ def text_tower(model: NanoCLIP) -> tuple[nn.Module, dict[str, int]]:
     return model.text, {"LayerNormalization": norms, "linears": linears}
 
 
-def set_flavour(module: nn.Module, attention: str) -> None:
-    """There is one flavour."""
-
-
 def _folded(stages: nn.Sequential) -> nn.Sequential:
     layers: list[nn.Module] = []
     for layer in stages:

@@ -1,4 +1,4 @@
-"""From a traced tower to a checked ONNX graph: torch.onnx.export, the passes, then the checks."""
+"""From a tower to checked ONNX graphs: torch.onnx.export once, then passes and checks for each flavour."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import onnx_ir as ir
 import torch
 
 from edgeclip.bundle import Port
-from edgeclip.errors import CheckFailed, MissingExtraError
+from edgeclip.errors import CheckFailed
+from edgeclip.export.attention import fuse_attention
 from edgeclip.export.passes import PASSES, Pass, PassReport
-from edgeclip.export.targets import Flavour
+from edgeclip.export.targets import PORTABLE, Flavour
 from edgeclip.export.towers import TracedTower
 
 _BATCH = torch.export.Dim("N", min=1, max=1 << 16)
@@ -25,19 +26,12 @@ _DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
 def trace(
     tower: TracedTower, flavour: Flavour, extra: tuple[Pass, ...] = ()
 ) -> tuple[ir.Model, list[PassReport]]:
-    """Trace a tower and rewrite the graph.
+    """Trace a tower and write it in one flavour; `capture` and `write` in one."""
+    return write(capture(tower), tower, flavour, extra)
 
-    Args:
-        extra: passes before the last one, which gives the names.
-    Raises:
-        MissingExtraError: this PyTorch cannot write the Attention operator.
-        CheckFailed: the graph is not what the tower promised; a bug of ours or a change in the exporter.
-    """
-    if flavour.attention == "op" and not hasattr(torch.onnx, "ops"):
-        raise MissingExtraError(
-            f"PyTorch {torch.__version__} cannot write ONNX's Attention operator. "
-            "Run: pip install -U torch, or choose --target portable."
-        )
+
+def capture(tower: TracedTower) -> ir.Model:
+    """The graph as torch.onnx.export gives it, in the portable form. This is what takes the time; every flavour is written from it."""
     with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")
         log = logging.getLogger("torch.onnx")
@@ -45,10 +39,10 @@ def trace(
         log.setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
-                tower.flavoured(flavour).eval(),
+                tower.module.eval(),
                 (tower.example,),
                 dynamo=True,
-                opset_version=flavour.opset,
+                opset_version=PORTABLE.opset,
                 input_names=[tower.input.name],
                 output_names=[tower.output.name],
                 dynamic_shapes=(_dynamic(tower),),
@@ -57,11 +51,27 @@ def trace(
         finally:
             log.setLevel(level)
     assert program is not None
-    model = program.model
+    return program.model
+
+
+def write(
+    captured: ir.Model, tower: TracedTower, flavour: Flavour, extra: tuple[Pass, ...] = ()
+) -> tuple[ir.Model, list[PassReport]]:
+    """Rewrite a copy of a captured graph.
+
+    Args:
+        extra: passes before the last one, which gives the names.
+    Raises:
+        CheckFailed: the graph is not what the tower promised; a bug of ours or a change in the exporter.
+    """
+    model = captured.clone()
+    # Later opsets gave the operators in use more types and no other meaning; onnx.checker and the comparison hold this.
+    model.graph.opset_imports[""] = flavour.opset
     model.ir_version = flavour.ir_version
     model.producer_name, model.producer_version = "edgeclip", None
     model.graph.name = f"{tower.kind}_tower"
-    reports = [step(model) for step in (*PASSES[:-1], *extra, PASSES[-1])]
+    first = (fuse_attention,) if flavour.attention == "op" else ()
+    reports = [step(model) for step in (*first, *PASSES[:-1], *extra, PASSES[-1])]
     check(model, tower, flavour)
     return model, reports
 

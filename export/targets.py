@@ -27,6 +27,8 @@ FLAVOURS: Mapping[str, Flavour] = {
     "op": Flavour("op", 23, 11, {"onnxruntime": "1.23", "ir": "11"}),
 }
 
+PORTABLE = FLAVOURS["decomposed"]  # what is traced; the others are written from it
+
 # Target -> flavours. The portable flavour is plain MatMul and Softmax at opset 20: TensorRT 10.3 (JetPack 6) and every
 # onnxruntime from 1.23 read it. The Attention operator is understood by TensorRT's parser from 10.14.
 TARGETS: Mapping[str, tuple[str, ...]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeclip.bundle import Port
 from edgeclip.errors import SourceError
 from edgeclip.export import clip_towers, nano_towers
-from edgeclip.export.targets import FLAVOURS, Flavour
+from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import Clip
 from edgeclip.models.nano import NanoCLIP
 from edgeclip.models.source import Source
@@ -25,7 +25,7 @@ from edgeclip.models.source import Source
 Kind = Literal["image", "text"]
 
 # Model class -> module. Each offers image_tower(model), text_tower(model) -> (module without the norm of its rows,
-# operators expected in its graph), ATTENTION (whether it has any) and set_flavour(module, attention).
+# operators expected in its graph), and ATTENTION (whether it has any).
 FAMILIES: Mapping[type[nn.Module], ModuleType] = {Clip: clip_towers, NanoCLIP: nano_towers}
 
 SMALLEST_NORM = 1e-6  # an all-zero row stays zero instead of becoming NaN
@@ -49,7 +49,7 @@ class UnitRows(nn.Module):
 
 @dataclass(frozen=True)
 class TracedTower:
-    """One tower ready to be traced, in any flavour."""
+    """One tower ready to be traced."""
 
     kind: Kind
     module: nn.Module
@@ -58,12 +58,6 @@ class TracedTower:
     output: Port
     expected: Mapping[str, int]  # what its graph must hold, see onnx_graph.count
     flavours: tuple[Flavour, ...]
-    family: ModuleType
-
-    def flavoured(self, flavour: Flavour) -> nn.Module:
-        """The same weights with this flavour's attention."""
-        self.family.set_flavour(self.module, flavour.attention)
-        return self.module
 
 
 def tower_of(source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVOURS)) -> TracedTower:
@@ -90,8 +84,7 @@ def tower_of(source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVO
         tower, expected = family.text_tower(source.model)
     chosen = [FLAVOURS[name] for name in flavours]
     if not family.ATTENTION:
-        portable = FLAVOURS["decomposed"]
-        chosen = [Flavour("none", portable.opset, portable.ir_version, portable.requires)]
+        chosen = [Flavour("none", PORTABLE.opset, PORTABLE.ir_version, PORTABLE.requires)]
     output = Port("embeddings", "float32", ("N", source.embedding_dim))
     module = UnitRows(tower).eval()
-    return TracedTower(kind, module, example, port, output, expected, tuple(chosen), family)
+    return TracedTower(kind, module, example, port, output, expected, tuple(chosen))

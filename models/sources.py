@@ -49,7 +49,7 @@ def load_source(
         return _from_nano(request)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _load(path, path.resolve().name, request)
+        return _load(path, _name_of(path), request)
     if path.is_file():
         raise SourceError(
             f"{spec}: a single file does not say its architecture. Name it openclip:ARCH/{spec}, or pass its folder."
@@ -57,6 +57,12 @@ def load_source(
     raise SourceError(
         f"{spec}: no such source. Expected hf:ORG/NAME, openclip:ARCH/TAG, a local folder, or nano."
     )
+
+
+def _name_of(folder: Path) -> str:
+    """A folder's name; of `runs/pets/model`, which is what training leaves, the run's."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _from_hub(repo: str, request: Request, only: str = "") -> Source:

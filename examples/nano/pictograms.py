@@ -30,6 +30,7 @@ TEMPLATES = (
     "{} emoji",
     "clip art of a {}",
     "a photo of a {}",
+    "{}s",
 )
 CONTEXT_LENGTH = 32
 

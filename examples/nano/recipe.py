@@ -1,9 +1,10 @@
 """nano, the embedded model: pictograms and clip art, from drawings that may be redistributed as weights.
 
 Command:  python examples/nano/prepare.py DOWNLOADS DATA && python examples/nano/tokenizer.py DATA
-          edgeclip train examples/nano/recipe.py -o runs/nano --set data=DATA
-Hours:    see README.md beside this file
-Score:    see README.md beside this file
+          edgeclip train examples/nano/recipe.py -o runs/nano --set data=DATA; then finish.py
+Hours:    1.2 on 2 busy CPU cores
+Score:    0.55 top-1 of held-out Noto pictures among 1,911 names. It is low (0.1 to 0.2) until step 1,650: scored pictures are
+          of 64 pixels, and those that it has seen until then of 48.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.models.nano import NanoCLIP, NanoConfig
 from edgeclip.models.source import DualEncoder, Source
+from edgeclip.models.sources import load_source
 from edgeclip.models.training import Recipe
 from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.objectives.info_nce import info_nce
@@ -39,7 +41,9 @@ LICENCE = Licence(
 
 
 def new_nano(recipe: Recipe) -> Source:
-    """An untrained NanoCLIP with the tokenizer that lies beside the data."""
+    """An untrained NanoCLIP with the tokenizer that lies beside the data; with `init_from`, the trained one that it names."""
+    if recipe.init_from:
+        return load_source(recipe.init_from)
     tokenizer = (Path(recipe.data) / "tokenizer.json").read_bytes()
     return Source(
         spec="nano",

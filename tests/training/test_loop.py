@@ -156,7 +156,7 @@ def test_best_checkpoint_is_kept_and_shipped(tmp_path: Path) -> None:
 def test_the_result_is_a_source(tmp_path: Path) -> None:
     result = train(tiny(templates=("a picture of {}",)), tmp_path, progress=False)
     source = load_source(str(result.model))
-    assert source.family == "clip"
+    assert (source.family, source.name) == ("clip", tmp_path.name)  # the run's, not "model"
     assert source.preprocessing.size == (16, 16)
     assert (source.text.pad_id, source.text.eos_id, source.text.dynamic_length) == (0, 1, True)
     assert "licence was not stated" in source.licence.warnings[-1]

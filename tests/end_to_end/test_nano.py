@@ -1,0 +1,70 @@
+"""The embedded model, as a user meets it: whole, small, and right about the pictures of the examples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import edgeclip
+from edgeclip.runtime.verify import verify
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PICTURES = sorted((EXAMPLES / "pictures").glob("*.png"))
+LABELS = [line for line in (EXAMPLES / "labels.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+def run_example(*arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, check=True).stdout
+
+
+def test_is_whole_small_and_licensed() -> None:
+    bundle = edgeclip.open_bundle("nano")
+    size = sum(path.stat().st_size for path in bundle.root.rglob("*") if path.is_file())
+    assert size < 6.5e6, "1.5 of the 8 MB are kept for a detection head"
+    verify(bundle).require()
+    assert bundle.manifest.licence.weights == "Apache-2.0"
+    assert not bundle.manifest.licence.warnings
+    assert all(v.fidelity and v.fidelity.relative_distance <= 0.01 for v in bundle.manifest.variants)
+
+
+def test_names_clip_art_that_it_was_not_trained_on() -> None:
+    with edgeclip.load("nano") as model:
+        results = model.classify(PICTURES, LABELS)
+    wanted = [path.stem.replace("-", " ") for path in PICTURES]
+    right = [name in str(result.label) for name, result in zip(wanted, results, strict=True)]
+    assert len(right) == len(LABELS) == 13
+    assert sum(right) >= 10, [(n, r.label) for n, r in zip(wanted, results, strict=True)]
+
+
+def test_backgrounds_do_not_decide(tmp_path: Path) -> None:
+    apple = Image.open(EXAMPLES / "pictures/apple.png").convert("RGBA")
+    with edgeclip.load("nano") as model:
+        for colour in ("white", "lightblue", "black"):
+            canvas = Image.new("RGBA", apple.size, colour)
+            canvas.alpha_composite(apple)
+            assert model.classify(canvas.convert("RGB"), LABELS).label == "an apple", colour
+
+
+def test_no_text_and_odd_texts_give_unit_vectors() -> None:
+    with edgeclip.load("nano") as model:
+        vectors = model.embed_texts(["", "🍎", "ein Apfel", "a " * 200])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_example_ranks_a_folder() -> None:
+    lines = run_example("rank_folder.py", "pictures", "a musical instrument").splitlines()
+    best = [Path(line.split()[1]).stem for line in lines]
+    assert len(best) == 3
+    assert best[0] in ("guitar", "violin")
+
+
+def test_example_draws_a_sheet(tmp_path: Path) -> None:
+    run_example("label_sheet.py", "pictures", "labels.txt", str(tmp_path / "sheet.png"))
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 1000
+    assert np.asarray(sheet.convert("L")).std() > 20, "nothing was drawn"
