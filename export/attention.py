@@ -15,7 +15,10 @@ from edgeclip.export.passes import PassReport
 
 _SWAP_TOKENS_AND_HEADS = (0, 2, 1, 3)
 # A Transpose that gives k^T (N, h, d, T) -> the one that gives k (N, h, T, d) of the same input; None: the input is k.
-_UNTURNED = {(0, 1, 3, 2): None, (0, 2, 3, 1): _SWAP_TOKENS_AND_HEADS}
+_UNTURNED: dict[tuple[int, ...], tuple[int, ...] | None] = {
+    (0, 1, 3, 2): None,
+    (0, 2, 3, 1): _SWAP_TOKENS_AND_HEADS,
+}
 
 
 @dataclass(frozen=True)
