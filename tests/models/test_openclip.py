@@ -248,7 +248,7 @@ def test_a_single_file_needs_its_architecture(tmp_path: Path, caplog: pytest.Log
     save_file({f"module.{k}"[7:]: v.contiguous() for k, v in model.state_dict().items()}, file)
     with pytest.raises(SourceError, match="a single file does not say its architecture"):
         load_source(str(file))
-    with pytest.raises(SourceError, match="unknown architecture, expected one of"):
+    with pytest.raises(SourceError, match="unknown architecture 'ViT-X-99', expected one of"):
         load_source(f"openclip:ViT-X-99/{file}")
     with pytest.raises(SourceError, match="has shape"):
         load_source(f"openclip:ViT-S-16/{file}")

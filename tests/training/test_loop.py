@@ -245,7 +245,7 @@ def naming(image: Tensor, names: Tensor, target: Tensor, scale: Tensor) -> Tenso
 
 def new_nano(recipe: Recipe) -> Source:
     config = NanoConfig(
-        image_size=16, widths=(8,), depths=(1,), embed_dim=8, vocab_size=16, text_width=8, text_layers=1
+        image_size=16, widths=(8,), depths=(1,), embed_dim=8, vocab_size=300, text_width=8, text_layers=1
     )
     return replace(from_scratch(replace(TINY, clip=TINY.clip)), family="nano", model=NanoCLIP(config))
 
