@@ -1,4 +1,4 @@
-"""Draw a folder's pictures on one sheet, each with its two best labels: how docs/labels.png was made.
+"""Draw a folder's pictures on one sheet, each with its two best labels: so docs/labels.png was made, from held-out emoji.
 
 python label_sheet.py pictures labels.txt sheet.png
 """

@@ -1,7 +1,7 @@
 """nano, the embedded model: pictograms and clip art, from drawings that may be redistributed as weights.
 
 Command:  python examples/nano/prepare.py DOWNLOADS DATA && python examples/nano/tokenizer.py DATA
-          edgeclip train examples/nano/recipe.py -o runs/nano --set data=DATA; then finish.py
+          edgeclip train examples/nano/recipe.py -o runs/first --set data=DATA; then finish.py
 Hours:    1.2 on 2 busy CPU cores
 Score:    0.55 top-1 of held-out Noto pictures among 1,911 names. It is low (0.1 to 0.2) until step 1,650: scored pictures are
           of 64 pixels, and those that it has seen until then of 48.
