@@ -1,7 +1,7 @@
 #!/bin/sh
 # The main job on real pictures, with the embedded model and nothing downloaded: classify, embed, search.
 set -eu
-bin=$1
+bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")"
 show() { printf '\n$ edgeclip'; printf ' %s' "$@"; printf '\n'; "$bin/edgeclip" "$@"; }
 show classify pictures --labels @labels.txt --top-k 3
