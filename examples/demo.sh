@@ -7,5 +7,5 @@ show() { printf '\n$ edgeclip'; printf ' %s' "$@"; printf '\n'; "$bin/edgeclip" 
 show classify pictures --labels @labels.txt --top-k 3
 show embed pictures -o /tmp/edgeclip-demo.npz
 show search pictures "a red fruit" -k 3
-printf '\n$ python examples/rank_folder.py examples/pictures "a musical instrument"\n'
-"$bin/python" rank_folder.py pictures "a musical instrument"
+printf '\n$ python examples/rank_folder.py examples/pictures "a vehicle"\n'
+"$bin/python" rank_folder.py pictures "a vehicle"

@@ -1,6 +1,6 @@
 """Rank the pictures of a folder by a text: the runtime inside a program of one's own.
 
-python rank_folder.py pictures "a musical instrument"
+python rank_folder.py pictures "a vehicle"
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +33,19 @@ def test_is_whole_small_and_licensed() -> None:
     assert all(v.fidelity and v.fidelity.relative_distance <= 0.01 for v in bundle.manifest.variants)
 
 
-def test_names_clip_art_that_it_was_not_trained_on() -> None:
-    """7 of 13 at the time of writing; chance is 1."""
+def test_names_drawings_that_it_was_not_trained_on() -> None:
+    """13 pictures of clip art and 13 held-out emoji: 17 are right, chance is 1."""
     with edgeclip.load("nano") as model:
         results = model.classify(PICTURES, LABELS)
-    wanted = [path.stem.replace("-", " ") for path in PICTURES]
-    right = [name in str(result.label) for name, result in zip(wanted, results, strict=True)]
-    assert len(right) == len(LABELS) == 13
-    assert sum(right) >= 6, [(n, r.label) for n, r in zip(wanted, results, strict=True)]
+    right = [
+        slug(str(result.label)).endswith(path.stem) for path, result in zip(PICTURES, results, strict=True)
+    ]
+    assert len(right) == len(LABELS) == 26
+    assert sum(right) >= 15, [(p.stem, r.label) for p, r in zip(PICTURES, results, strict=True)]
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def test_backgrounds_do_not_decide(tmp_path: Path) -> None:
@@ -58,10 +64,10 @@ def test_no_text_and_odd_texts_give_unit_vectors() -> None:
 
 
 def test_example_ranks_a_folder() -> None:
-    lines = run_example("rank_folder.py", "pictures", "a musical instrument").splitlines()
+    lines = run_example("rank_folder.py", "pictures", "a vehicle").splitlines()
     best = [Path(line.split()[1]).stem for line in lines]
     assert len(best) == 3
-    assert best[0] in ("guitar", "violin")
+    assert set(best[:2]) == {"train", "car"}
 
 
 def test_example_draws_a_sheet(tmp_path: Path) -> None:
