@@ -1,6 +1,7 @@
 """Muon: momentum whose direction is made orthogonal, for the weights of linear and convolution layers; AdamW for the rest.
 
-On a small convolution tower from scratch it needed about half of AdamW's steps to the same loss.
+On nano's towers, at a learning rate of 8e-3, it came to the loss of AdamW at 2e-3 in about half the steps. At AdamW's own 2e-3
+it gained nothing in 80 steps, and AdamW at 8e-3 was not tried: how much is the optimizer's and how much the rate's is not known.
 Sources: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale of the step, with which AdamW's learning rate and
 decay serve unchanged: Liu et al. 2025, arXiv:2502.16982, section 2.2.
 """
