@@ -41,7 +41,7 @@ from edgeclip.export.samples import (
     texts_in,
 )
 from edgeclip.export.targets import Flavour, flavours_for
-from edgeclip.export.towers import Kind, TracedTower, tower_of
+from edgeclip.export.towers import TracedTower, tower_of, towers_of
 from edgeclip.export.weights import save_graphs
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.source import Source
@@ -133,14 +133,14 @@ def export_bundle(
         raise InputError(f"--tolerance: expected a number above 0, got {settings.tolerance}.")
     source.model.eval()
     with new_folder(output, overwrite=settings.overwrite) as scratch:
-        write_file(scratch / TOKENIZER, source.tokenizer_json)
+        if source.text is not None:
+            write_file(scratch / TOKENIZER, source.tokenizer_json)
         with steps("run the source on pictures and texts"):
             samples = _samples(source, scratch / TOKENIZER, settings)
             _write_golden(source, scratch)
         variants: list[Variant] = []
         passes: dict[str, list[PassReport]] = {}
-        kinds: tuple[Kind, ...] = ("image", "text")
-        for kind in kinds:
+        for kind in towers_of(source):
             made, reports = _write_tower(tower_of(source, kind, flavours), scratch, settings, steps)
             variants += made
             passes |= reports
@@ -167,17 +167,22 @@ def export_bundle(
 def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Samples:
     pictures = pictures_in(settings.images) if settings.images else made_up_pictures()
     texts = (texts_in(settings.texts) if settings.texts else TEXTS) + EXTREME_TEXTS
-    pixels = pixels_of(pictures, source.preprocessing)
-    encoded = encode(texts, tokenizer, source.text)
-    rows = parity.source_rows(source, pixels, encoded.input_ids)
+    pixels = None if source.preprocessing is None else pixels_of(pictures, source.preprocessing)
+    encoded = None if source.text is None else encode(texts, tokenizer, source.text)
+    rows = parity.source_rows(source, pixels, None if encoded is None else encoded.input_ids)
     for kind, own in zip(("image", "text"), rows, strict=True):
-        check_sane(own, f"{source.spec}: {kind} tower of the source")  # before minutes of tracing
+        if own is not None:
+            check_sane(own, f"{source.spec}: {kind} tower of the source")  # before minutes of tracing
     return Samples(pixels, encoded, *rows)
 
 
 def _write_golden(source: Source, folder: Path) -> None:
-    pictures, pixels = golden_pixels(source.preprocessing)
-    ids: NDArray[np.int32] = encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
+    pictures: list[NDArray[np.uint8]] = []
+    pixels = ids = None
+    if source.preprocessing is not None:
+        pictures, pixels = golden_pixels(source.preprocessing)
+    if source.text is not None:
+        ids = encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
     image_rows, text_rows = parity.source_rows(source, pixels, ids)
     write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows))
 
@@ -221,8 +226,9 @@ def _variant(
 def _manifest(
     source: Source, variants: list[Variant], settings: ExportSettings, passes: dict[str, list[PassReport]]
 ) -> Manifest:
-    model, text = source.model, replace(source.text, tokenizer=TOKENIZER)
-    tokenizer = hashlib.sha256(source.tokenizer_json).hexdigest()
+    model = source.model
+    text = source.text and replace(source.text, tokenizer=TOKENIZER)
+    tokenizer = hashlib.sha256(source.tokenizer_json).hexdigest() if text else ""
     return Manifest(
         name=source.name,
         model_id=identity(

@@ -13,9 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edgeclip.models.clip import AttentionalPooler, Block, Clip, ImageTower, MapHead, Mlp, TextTower, activate
-
-ATTENTION = True
+from edgeclip.models.clip import AttentionalPooler, Block, ImageTower, MapHead, Mlp, TextTower, activate
 
 # Added to the score of a position that may not be attended to. Half of fp16's lowest finite value: no score added to it
 # overflows in any precision, and its exponential is zero in all of them.
@@ -24,31 +22,33 @@ MASKED = -32752.0
 Rows = Callable[[Tensor], Tensor]  # (N, T, W) -> (N, 1, W): the token that is pooled
 
 
-def image_tower(model: Clip) -> tuple[nn.Module, dict[str, int]]:
+def image_tower(tower: ImageTower) -> tuple[nn.Module, dict[str, int]]:
     """-> (pixels (N, 3, H, W) -> (N, D), expected operators)."""
-    tower = _Image(model.image)
-    return tower, _expected(tower, model.config.image.blocks.layers)
+    traceable = _Image(tower)
+    means = int(tower.config.pool in ("avg", "attentional_avg"))
+    return traceable, {**expected(traceable, tower.config.blocks.layers), "ReduceMean": means}
 
 
-def text_tower(model: Clip) -> tuple[nn.Module, dict[str, int]]:
+def text_tower(tower: TextTower) -> tuple[nn.Module, dict[str, int]]:
     """-> (input_ids (N, L) int32 -> (N, D), expected operators)."""
-    tower = _Text(model.text)
-    return tower, _expected(tower, model.config.text.blocks.layers)
+    traceable = _Text(tower)
+    return traceable, expected(traceable, tower.config.blocks.layers)
 
 
-def _expected(tower: nn.Module, layers: int) -> dict[str, int]:
+def expected(tower: nn.Module, layers: int) -> dict[str, int]:
+    """What the graph of a tower made of these modules must hold: an operator a norm, a product a linear layer."""
     counts = {
-        kind: sum(isinstance(m, kind) for m in tower.modules()) for kind in (nn.LayerNorm, _Linear, _Attend)
+        kind: sum(isinstance(m, kind) for m in tower.modules()) for kind in (nn.LayerNorm, Linear, Attend)
     }
     return {
         "LayerNormalization": counts[nn.LayerNorm],
-        "linears": counts[_Linear],  # four a block: q, k and v are one
-        "attentions": counts[_Attend],
+        "linears": counts[Linear],  # four a block: q, k and v are one
+        "attentions": counts[Attend],
         "fused_qkv": layers,
     }
 
 
-class _Linear(nn.Module):
+class Linear(nn.Module):
     """x @ weight + bias with the weight as (in, out). `scaled`: so many leading outputs are multiplied by `scale`."""
 
     def __init__(self, *linears: nn.Linear, scaled: int = 0, scale: float = 1.0) -> None:
@@ -67,7 +67,7 @@ class _Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class _Attend(nn.Module):
+class Attend(nn.Module):
     """Softmax of query-key products (the scale is in q already), times the values."""
 
     def __init__(self, heads: int) -> None:
@@ -94,28 +94,30 @@ class _Attend(nn.Module):
         return y.transpose(1, 2).flatten(2)
 
 
-class _Mlp(nn.Module):
+class TracedMlp(nn.Module):
+    """Linear, activation, linear."""
+
     def __init__(self, mlp: Mlp) -> None:
         super().__init__()
         self.activation = mlp.activation
-        self.fc1, self.fc2 = _Linear(mlp.fc1), _Linear(mlp.fc2)
+        self.fc1, self.fc2 = Linear(mlp.fc1), Linear(mlp.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.fc2(activate(self.fc1(x), self.activation))
         return y
 
 
-class _Block(nn.Module):
+class TracedBlock(nn.Module):
     """A residual block; with `rows`, only for the token that `rows` takes."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         heads, width = block.attention.heads, block.attention.out.in_features
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.qkv = _Linear(block.attention.qkv, scaled=width, scale=(width // heads) ** -0.5)
-        self.attend = _Attend(heads)
-        self.out = _Linear(block.attention.out)
-        self.mlp = _Mlp(block.mlp)
+        self.qkv = Linear(block.attention.qkv, scaled=width, scale=(width // heads) ** -0.5)
+        self.attend = Attend(heads)
+        self.out = Linear(block.attention.out)
+        self.mlp = TracedMlp(block.mlp)
 
     def forward(self, x: Tensor, mask: Tensor | None, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
@@ -126,7 +128,7 @@ class _Block(nn.Module):
 
 
 def _blocks(tower: ImageTower | TextTower) -> nn.ModuleList:
-    return nn.ModuleList(_Block(block) for block in tower.blocks if isinstance(block, Block))
+    return nn.ModuleList(TracedBlock(block) for block in tower.blocks if isinstance(block, Block))
 
 
 class _PoolHead(nn.Module):
@@ -142,11 +144,11 @@ class _PoolHead(nn.Module):
                 queries, linears = head.q(head.norm_q(head.query))[None], (head.k, head.v)
         self.norm_k = None if isinstance(head, MapHead) else head.norm_k
         self.norm = head.norm if isinstance(head, MapHead) else None
-        self.mlp = _Mlp(head.mlp) if isinstance(head, MapHead) else None
-        self.attend = _Attend(head.heads)
+        self.mlp = TracedMlp(head.mlp) if isinstance(head, MapHead) else None
+        self.attend = Attend(head.heads)
         q = self.attend.split(queries) * (queries.shape[-1] // head.heads) ** -0.5
         self.q = nn.Parameter(q.contiguous(), requires_grad=False)  # (1, h, Q, d)
-        self.kv, self.out = _Linear(*linears), _Linear(head.out)
+        self.kv, self.out = Linear(*linears), Linear(head.out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, W) -> (N, Q, W')."""
@@ -165,7 +167,7 @@ class _Image(nn.Module):
         self.class_token, self.position = tower.class_token, tower.position
         self.blocks = _blocks(tower)
         self.head = None if tower.head is None else _PoolHead(tower.head)
-        self.projection = None if tower.projection is None else _Linear(tower.projection)
+        self.projection = None if tower.projection is None else Linear(tower.projection)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x: Tensor = self.patches(pixels).flatten(2).transpose(1, 2)
@@ -208,7 +210,7 @@ class _Text(nn.Module):
         self.embedding, self.position = tower.embedding, tower.position
         self.blocks = _blocks(tower)
         self.norm_final = tower.norm_final
-        self.projection = None if tower.projection is None else _Linear(tower.projection)
+        self.projection = None if tower.projection is None else Linear(tower.projection)
         length = tower.config.context_length
         later = torch.ones(length, length).triu(1) * MASKED  # row = query
         self.later = nn.Buffer(later) if tower.config.causal else None

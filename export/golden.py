@@ -26,18 +26,22 @@ def golden_pixels(spec: Preprocessing) -> tuple[list[NDArray[np.uint8]], NDArray
 
 def golden_file(
     pictures: Sequence[NDArray[np.uint8]],
-    pixels: NDArray[np.float32],
-    image_rows: NDArray[np.float32],
-    input_ids: NDArray[np.int32],
-    text_rows: NDArray[np.float32],
+    pixels: NDArray[np.float32] | None,
+    image_rows: NDArray[np.float32] | None,
+    input_ids: NDArray[np.int32] | None,
+    text_rows: NDArray[np.float32] | None,
 ) -> bytes:
-    """The safetensors file's content; its layout is described in runtime/verify.py."""
-    arrays: dict[str, NDArray[Any]] = {
+    """The safetensors file's content, without a missing tower's part; its layout is described in runtime/verify.py."""
+    arrays: dict[str, NDArray[Any] | None] = {
         **{f"pictures/{i}": np.ascontiguousarray(picture) for i, picture in enumerate(pictures)},
         "pixels": pixels,
         "image_embeddings": image_rows,
         "input_ids": input_ids,
         "text_embeddings": text_rows,
     }
-    content: bytes = save(arrays, metadata={"texts": json.dumps(TEXTS, ensure_ascii=False)})
+    texts = [] if input_ids is None else TEXTS
+    content: bytes = save(
+        {name: array for name, array in arrays.items() if array is not None},
+        metadata={"texts": json.dumps(texts, ensure_ascii=False)},
+    )
     return content

@@ -7,24 +7,22 @@ import copy
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from edgeclip.models.nano import ConvBlock, NanoCLIP
-
-ATTENTION = False
+from edgeclip.models.nano import ConvBlock, NanoImage, NanoText
 
 
-def image_tower(model: NanoCLIP) -> tuple[nn.Module, dict[str, int]]:
+def image_tower(tower: NanoImage) -> tuple[nn.Module, dict[str, int]]:
     """-> (pixels (N, 3, S, S) -> (N, D), expected operators)."""
-    tower = copy.deepcopy(model.image).eval()
-    tower.stages = _folded(tower.stages)
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in tower.modules())
-    return tower, {"Conv": convolutions, "BatchNormalization": 0, "linears": 1}
+    folded = copy.deepcopy(tower).eval()
+    folded.stages = _folded(folded.stages)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in folded.modules())
+    return folded, {"Conv": convolutions, "BatchNormalization": 0, "linears": 1, "ReduceMean": 1}
 
 
-def text_tower(model: NanoCLIP) -> tuple[nn.Module, dict[str, int]]:
+def text_tower(tower: NanoText) -> tuple[nn.Module, dict[str, int]]:
     """-> (input_ids (N, L) -> (N, D), expected operators)."""
-    norms = sum(isinstance(module, nn.LayerNorm) for module in model.text.modules())
-    linears = sum(isinstance(module, nn.Linear) for module in model.text.modules())
-    return model.text, {"LayerNormalization": norms, "linears": linears}
+    norms = sum(isinstance(module, nn.LayerNorm) for module in tower.modules())
+    linears = sum(isinstance(module, nn.Linear) for module in tower.modules())
+    return tower, {"LayerNormalization": norms, "linears": linears, "Softmax": 1}
 
 
 def _folded(stages: nn.Sequential) -> nn.Sequential:

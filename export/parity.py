@@ -32,10 +32,10 @@ _CHUNK = 16  # samples a call
 class Samples:
     """What both sides are run on, and what the source says."""
 
-    pixels: Array  # (N, 3, H, W) float32
-    texts: Encoded
-    image_rows: Array  # (N, D) the source's unit rows
-    text_rows: Array  # (M, D)
+    pixels: Array | None  # (N, 3, H, W) float32; None: no image tower
+    texts: Encoded | None
+    image_rows: Array | None  # (N, D) the source's unit rows
+    text_rows: Array | None  # (M, D)
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,15 @@ class Parity:
     failures: tuple[str, ...]  # what fell short, one line each
 
 
-def source_rows(source: Source, pixels: Array, input_ids: Array) -> tuple[Array, Array]:
-    """The source's own unit rows for pictures (N, 3, H, W) and ids (M, L): (N, D) and (M, D) float32."""
+def source_rows(
+    source: Source, pixels: Array | None, input_ids: Array | None
+) -> tuple[Array | None, Array | None]:
+    """The source's own unit rows for pictures (N, 3, H, W) and ids (M, L): (N, D) and (M, D) float32; None for None."""
     model = source.model.eval()
 
-    def rows(encode: Callable[[torch.Tensor], torch.Tensor], inputs: Array) -> Array:
+    def rows(encode: Callable[[torch.Tensor], torch.Tensor], inputs: Array | None) -> Array | None:
+        if inputs is None:
+            return None
         parts = [encode(torch.from_numpy(inputs[i : i + _CHUNK])) for i in range(0, len(inputs), _CHUNK)]
         unit: Array = F.normalize(torch.cat(parts), dim=-1).numpy()
         return unit
@@ -72,10 +76,11 @@ def compare(
         bundle: holds the graph; need not be sealed.
         tolerance: of the precision's figure in TOLERANCES; None: the one there.
     """
-    image = variant.tower == "image"
-    inputs, want = (
-        (samples.pixels, samples.image_rows) if image else (samples.texts.input_ids, samples.text_rows)
-    )
+    image, texts = variant.tower == "image", samples.texts
+    inputs = samples.pixels if image else None if texts is None else texts.input_ids
+    want = samples.image_rows if image else samples.text_rows
+    assert inputs is not None
+    assert want is not None
     fidelity = batches = lengths = None
     failures = []
     try:
@@ -87,7 +92,7 @@ def compare(
             fidelity = measure(want, found, _scores(image, samples))
             failures += _gate(variant, fidelity, tolerance)
             batches = _batches(engine, inputs, found)
-            lengths = _lengths(engine, samples.texts, found) if "L" in variant.inputs[0].shape else None
+            lengths = _lengths(engine, texts, found) if texts and "L" in variant.inputs[0].shape else None
         finally:
             engine.close()
     except EdgeClipError as error:
@@ -122,10 +127,12 @@ def _gate(variant: Variant, fidelity: Fidelity, tolerance: float | None) -> list
     ]
 
 
-def _scores(image: bool, samples: Samples) -> Callable[[Array], Array]:
-    if image:
-        return lambda rows: rows @ samples.text_rows.T.astype(np.float64)
-    return lambda rows: samples.image_rows.astype(np.float64) @ rows.T
+def _scores(image: bool, samples: Samples) -> Callable[[Array], Array] | None:
+    """From a tower's rows to scores of pictures against texts; None where only one tower is there."""
+    if samples.image_rows is None or samples.text_rows is None:
+        return None
+    images, texts = samples.image_rows.astype(np.float64), samples.text_rows.astype(np.float64)
+    return (lambda rows: rows @ texts.T) if image else (lambda rows: images @ rows.T)
 
 
 def _rows(engine: Engine, inputs: Array, batch: int) -> Array:

@@ -6,10 +6,9 @@ pixels (N, 3, H, W) float32 or input_ids (N, L) int32 -> embeddings (N, D) float
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,20 @@ from edgeclip.bundle import Port
 from edgeclip.errors import SourceError
 from edgeclip.export import clip_towers, nano_towers
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
-from edgeclip.models.clip import Clip
-from edgeclip.models.nano import NanoCLIP
+from edgeclip.models.clip import ImageTower, TextTower
+from edgeclip.models.nano import NanoImage, NanoText
 from edgeclip.models.source import Source
 
 Kind = Literal["image", "text"]
 
-# Model class -> module. Each offers image_tower(model), text_tower(model) -> (module without the norm of its rows,
-# operators expected in its graph), and ATTENTION (whether it has any).
-FAMILIES: Mapping[type[nn.Module], ModuleType] = {Clip: clip_towers, NanoCLIP: nano_towers}
+# Tower class -> its traceable form: (tower) -> (module without the norm of its rows, operators expected in its graph). Those
+# expected are counted exactly; "attentions" among them says that the tower has two flavours.
+TOWERS: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]]]] = {
+    ImageTower: clip_towers.image_tower,
+    TextTower: clip_towers.text_tower,
+    NanoImage: nano_towers.image_tower,
+    NanoText: nano_towers.text_tower,
+}
 
 SMALLEST_NORM = 1e-6  # an all-zero row stays zero instead of becoming NaN
 _EXAMPLE_BATCH = 2  # torch.export makes a size of 0 or 1 a constant
@@ -60,31 +64,39 @@ class TracedTower:
     flavours: tuple[Flavour, ...]
 
 
+def towers_of(source: Source) -> tuple[Kind, ...]:
+    """The towers that a source has."""
+    kinds: tuple[Kind, ...] = ("image", "text")
+    return tuple(kind for kind in kinds if getattr(source.model, kind, None) is not None)
+
+
 def tower_of(source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVOURS)) -> TracedTower:
-    """Build a tower's traceable forward. A family without attention has one flavour: the portable one.
+    """Build a tower's traceable forward. A tower without attention has one flavour: the portable one.
 
     Raises:
-        SourceError: no traceable forward is known for the model's class.
+        SourceError: the model has no such tower, or no traceable forward is known for its class.
     """
-    family = FAMILIES.get(type(source.model))
-    if family is None:
-        known = ", ".join(cls.__name__ for cls in FAMILIES)
+    tower = getattr(source.model, kind, None)
+    make = None if tower is None else TOWERS.get(type(tower))
+    if make is None:
+        known = ", ".join(cls.__name__ for cls in TOWERS)
         raise SourceError(
-            f"{source.spec}: cannot export a {type(source.model).__name__}, expected one of {known}."
+            f"{source.spec}: cannot export {type(tower).__name__} as {kind} tower, expected one of {known}."
         )
     if kind == "image":
+        assert source.preprocessing is not None
         height, width = source.preprocessing.size
         port = Port("pixels", "float32", ("N", 3, height, width))
         example = torch.zeros(_EXAMPLE_BATCH, 3, height, width)
-        tower, expected = family.image_tower(source.model)
     else:
+        assert source.text is not None
         length = source.text.context_length
         port = Port("input_ids", "int32", ("N", "L" if source.text.dynamic_length else length))
         example = torch.zeros(_EXAMPLE_BATCH, length, dtype=torch.int32)
-        tower, expected = family.text_tower(source.model)
+    traceable, expected = make(tower)
     chosen = [FLAVOURS[name] for name in flavours]
-    if not family.ATTENTION:
+    if not expected.get("attentions"):
         chosen = [Flavour("none", PORTABLE.opset, PORTABLE.ir_version, PORTABLE.requires)]
     output = Port("embeddings", "float32", ("N", source.embedding_dim))
-    module = UnitRows(tower).eval()
+    module = UnitRows(traceable).eval()
     return TracedTower(kind, module, example, port, output, expected, tuple(chosen))

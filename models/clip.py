@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig, TransformerConfig
 from edgeclip.models.source import DualEncoder
+from edgeclip.models.towers import build_tower
 
 
 def activate(x: Tensor, name: str) -> Tensor:
@@ -249,23 +250,15 @@ class TextTower(nn.Module):
 
 
 class Clip(DualEncoder):
-    """Both towers and the scale of their cosine. `logit_scale` holds the logarithm, as every checkpoint does."""
+    """The towers that the config names, and the scale of their cosine."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageTower(config.image, config.embed_dim)
-        self.text = TextTower(config.text, config.embed_dim)
+        self.image = None if config.image is None else build_tower(config.image, config.embed_dim)
+        self.text = None if config.text is None else build_tower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0 if config.logit_bias else 1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.logit_bias else None
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised pixels -> (N, D), not yet of unit length."""
-        return self.image(pixels)  # type: ignore[no-any-return]
-
-    def encode_text(self, input_ids: Tensor) -> Tensor:
-        """(N, L) integer ids -> (N, D), not yet of unit length."""
-        return self.text(input_ids)  # type: ignore[no-any-return]
 
     def forward(self, pixels: Tensor, input_ids: Tensor) -> Tensor:
         """-> (N images, N texts) logits: scale * cosine (+ bias)."""

@@ -1,13 +1,57 @@
-"""What a canonical CLIP is made of: every number that its weights do not already say. Saved as JSON beside the weights."""
+"""What a dual encoder is made of: every number that its weights do not already say. Saved as JSON beside the weights.
+
+The sizes of the canonical towers are here; those of other towers stand beside their modules, see `models/towers.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from edgeclip.models.towers import config_class
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 ImagePool = Literal["cls", "avg", "map", "attentional", "attentional_avg"]
 TextPool = Literal["eos", "argmax", "last", "first"]
+
+
+class ImageTowerConfig(Protocol):
+    """What every image tower's config tells the rest of edgeclip."""
+
+    KIND: ClassVar[str]  # its name in `models/towers.py`
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W), pixels."""
+
+    @property
+    def pool(self) -> str:
+        """How tokens become one vector, for people; part of the bundle's identity."""
+
+
+class TextTowerConfig(Protocol):
+    """What every text tower's config tells the rest of edgeclip."""
+
+    KIND: ClassVar[str]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding."""
+
+    @property
+    def context_length(self) -> int:
+        """Largest L."""
+
+    @property
+    def pool(self) -> str:
+        """How tokens become one vector. "eos": at `eos_id`; "argmax": at the largest id."""
+
+    @property
+    def eos_id(self) -> int:
+        """Read where `pool` is "eos"."""
+
+    def ignores_padding(self, pad_id: int, eos_id: int) -> bool:
+        """Whether a text gives the same vector at any length, so that L may be the batch's longest."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +69,8 @@ class TransformerConfig:
 @dataclass(frozen=True)
 class ImageConfig:
     """The image tower: a vision transformer over square patches."""
+
+    KIND: ClassVar[str] = "vit"
 
     blocks: TransformerConfig
     image_size: tuple[int, int]  # (H, W), pixels
@@ -62,6 +108,8 @@ class ImageConfig:
 class TextConfig:
     """The text tower: token and position embeddings, the same blocks, one pooled position."""
 
+    KIND: ClassVar[str] = "transformer"
+
     blocks: TransformerConfig
     vocab_size: int
     context_length: int
@@ -75,26 +123,46 @@ class TextConfig:
     projection: bool = True
     projection_bias: bool = False
 
+    def ignores_padding(self, pad_id: int, eos_id: int) -> bool:
+        """Padding stands behind what is pooled, and is not attended to."""
+        found = self.pool in ("eos", "first") or (self.pool == "argmax" and pad_id <= eos_id)
+        return found and (self.causal or self.mask_padding)
+
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Both towers and the width that they share."""
+    """Both towers and the width that they share. None: a tower that the model does not have."""
 
     embed_dim: int
-    image: ImageConfig
-    text: TextConfig
+    image: ImageTowerConfig | None
+    text: TextTowerConfig | None
     logit_bias: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` reads it back."""
-        return asdict(self)
+        towers = {
+            name: tower and {"kind": tower.KIND, **asdict(tower)}  # type: ignore[call-overload]
+            for name, tower in (("image", self.image), ("text", self.text))
+        }
+        return {"embed_dim": self.embed_dim, **towers, "logit_bias": self.logit_bias}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ClipConfig:
         """Rebuild from `to_json`. Raises TypeError on a field that does not exist: no setting is silently unread."""
-        image, text = dict(data["image"]), dict(data["text"])
-        image["blocks"] = TransformerConfig(**image["blocks"])
-        image["image_size"] = tuple(image["image_size"])
-        text["blocks"] = TransformerConfig(**text["blocks"])
-        return cls(**{**data, "image": ImageConfig(**image), "text": TextConfig(**text)})
+        own = {
+            key: value for key, value in data.items() if key != "extra"
+        }  # of an older format, always empty
+        image, text = _tower(own["image"], "vit"), _tower(own["text"], "transformer")
+        return cls(**{**own, "image": image, "text": text})
+
+
+def _tower(data: dict[str, Any] | None, default: str) -> Any:
+    if data is None:
+        return None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+    }
+    kind = config_class(values.pop("kind", default))
+    if "blocks" in values:
+        values["blocks"] = TransformerConfig(**values["blocks"])
+    return kind(**values)

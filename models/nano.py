@@ -115,11 +115,3 @@ class NanoCLIP(DualEncoder):
         self.text = NanoText(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = None
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """(N, 3, S, S) normalised pixels -> (N, D), not yet of unit length."""
-        return self.image(pixels)  # type: ignore[no-any-return]
-
-    def encode_text(self, input_ids: Tensor) -> Tensor:
-        """(N, L) ids -> (N, D), not yet of unit length."""
-        return self.text(input_ids)  # type: ignore[no-any-return]

@@ -9,21 +9,31 @@ from typing import Literal
 from torch import Tensor, nn
 
 from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+from edgeclip.errors import SourceError
 
 
 class DualEncoder(nn.Module):
     """What every source model offers. `logit_scale` holds the logarithm; outputs are not yet of unit length."""
 
+    image: nn.Module | None  # (N, 3, H, W) normalised pixels -> (N, D)
+    text: nn.Module | None  # (N, L) integer ids -> (N, D)
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised pixels -> (N, D)."""
-        raise NotImplementedError
+        """(N, 3, H, W) normalised pixels -> (N, D). Raises SourceError for a model without an image tower."""
+        return self._run("image", pixels)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """(N, L) ids -> (N, D)."""
-        raise NotImplementedError
+        """(N, L) ids -> (N, D). Raises SourceError for a model without a text tower."""
+        return self._run("text", input_ids)
+
+    def _run(self, name: str, inputs: Tensor) -> Tensor:
+        tower = getattr(self, name)
+        if tower is None:
+            raise SourceError(f"this model has no {name} tower.")
+        rows: Tensor = tower(inputs)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,13 @@ class Source:
 
     spec: str  # as the user named it, e.g. "hf:openai/clip-vit-base-patch32"
     name: str  # short, for folders and reports, e.g. "clip-vit-base-patch32"
-    family: str  # "clip", "openclip", "nano"
+    family: str  # "clip", "siglip", "openclip", "nano"
     model: DualEncoder
     embedding_dim: int
     activation: Literal["softmax", "sigmoid"]
-    preprocessing: Preprocessing
-    text: TextSettings
-    tokenizer_json: bytes
+    preprocessing: Preprocessing | None  # None: no image tower
+    text: TextSettings | None  # None: no text tower
+    tokenizer_json: bytes  # empty without a text tower
     pooling: str  # e.g. "cls/eos", part of the bundle's identity
     licence: Licence
     digest: str  # SHA-256 over the weight file(s)

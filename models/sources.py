@@ -12,7 +12,7 @@ from edgeclip.errors import SourceError
 from edgeclip.models.loaders import openclip
 from edgeclip.models.loaders.checkpoint import what_happened
 from edgeclip.models.loaders.native import save_source
-from edgeclip.models.loaders.openclip_table import repository
+from edgeclip.models.loaders.openclip.table import repository
 from edgeclip.models.source import Request, Source
 
 __all__ = ["FORMATS", "SCHEMES", "load_source", "save_source"]

@@ -156,6 +156,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in data.items()}
 
 
+def paired(modules: dict[str, str]) -> dict[str, Rule]:
+    """Rules for the weight and bias of modules: ours -> theirs."""
+    return {
+        f"{ours}.{kind}": Rule((f"{theirs}.{kind}",))
+        for ours, theirs in modules.items()
+        for kind in ("weight", "bias")
+    }
+
+
 def fill(
     make: Callable[[], _M], weights: Weights, rules: Mapping[str, Rule], ignorable: Callable[[str], bool]
 ) -> _M:

@@ -9,10 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgeclip.bundle.manifest import Licence, TextSettings
+from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.errors import SourceError
-from edgeclip.models.config import TextConfig
-from edgeclip.models.source import DualEncoder
+from edgeclip.models.clip import Clip
+from edgeclip.models.config import TextTowerConfig
+from edgeclip.models.source import DualEncoder, Request, Source
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def read_licence(folder: Path) -> Licence:
 
 
 def text_settings(
-    config: TextConfig,
+    config: TextTowerConfig,
     tokenizer_json: bytes,
     *,
     pad_id: int,
@@ -139,12 +140,11 @@ def text_settings(
         log.warning(
             "%s: the tower pools at the largest id, but texts end with %d of %d", where, eos_id, largest
         )
-    ends = config.pool == "eos" or (config.pool == "argmax" and pad_id <= eos_id)
     return TextSettings(
         context_length=min(config.context_length, limit or config.context_length),
         pad_id=pad_id,
         eos_id=eos_id,
-        dynamic_length=config.causal and ends,
+        dynamic_length=config.ignores_padding(pad_id, eos_id),
         clean=clean,
         vocab_size=config.vocab_size,
     )
@@ -158,3 +158,34 @@ def check_scale(model: DualEncoder, where: str) -> None:
             f"{where}: logit_scale is {value:g}, expected its logarithm (4.6 for a scale of 100). "
             f"Store {math.log(value):.4f} if {value:g} is the scale."
         )
+
+
+def make_source(
+    request: Request,
+    name: str,
+    family: str,
+    model: Clip,
+    *,
+    preprocessing: Preprocessing | None,
+    text: TextSettings | None,
+    tokenizer_json: bytes,
+    licence: Licence,
+    digest: str,
+) -> Source:
+    """A loaded model as a Source: width, pooling and how scores are made follow from its config."""
+    config = model.config
+    return Source(
+        spec=request.spec,
+        name=name,
+        family=family,
+        model=model,
+        embedding_dim=config.embed_dim,
+        activation="softmax" if model.logit_bias is None else "sigmoid",
+        preprocessing=preprocessing,
+        text=text,
+        tokenizer_json=tokenizer_json,
+        pooling="/".join(tower.pool if tower else "" for tower in (config.image, config.text)),
+        licence=licence,
+        digest=digest,
+        templates=PHOTO_TEMPLATES,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -45,8 +45,8 @@ def save_source(
     folder: Path,
     *,
     model: DualEncoder,
-    preprocessing: Preprocessing,
-    text: TextSettings,
+    preprocessing: Preprocessing | None,
+    text: TextSettings | None,
     tokenizer_json: bytes,
     licence: Licence,
     templates: tuple[str, ...] = ("{}",),
@@ -69,8 +69,8 @@ def save_source(
         "family": family,
         "pooling": pooling,
         "config": config.to_json(),
-        "preprocessing": asdict(preprocessing),
-        "text": asdict(text),
+        "preprocessing": preprocessing and asdict(preprocessing),
+        "text": text and asdict(text),
         "licence": asdict(licence),
         "templates": list(templates),
     }
@@ -82,7 +82,8 @@ def save_source(
         write_file(
             scratch / "model.safetensors", save({key: value.contiguous() for key, value in state.items()})
         )
-        write_file(scratch / "tokenizer.json", tokenizer_json)
+        if text is not None:
+            write_file(scratch / "tokenizer.json", tokenizer_json)
         write_file(scratch / "config.json", json.dumps(parts, indent=1) + "\n")
 
 
@@ -91,7 +92,9 @@ def family_of(model: DualEncoder) -> tuple[str, str]:
     for family, (_, name, _) in FAMILIES.items():
         if type(model).__name__ == name:
             config: Any = model.config
-            return family, f"{config.image.pool}/{config.text.pool}" if family == "clip" else "avg/weighted"
+            if family == "nano":
+                return family, "avg/weighted"
+            return family, "/".join(tower.pool if tower else "" for tower in (config.image, config.text))
     raise SourceError(
         f"{type(model).__name__}: no family of edgeclip checkpoints, expected one of {', '.join(FAMILIES)}."
     )
@@ -116,11 +119,13 @@ def load(folder: Path, name: str, request: Request) -> Source:
     module = importlib.import_module(module_name)
     try:
         config = getattr(module, config_name).from_json(data["config"])
-        preprocessing = _part(Preprocessing, data["preprocessing"])
-        text, licence = _part(TextSettings, data["text"]), _part(Licence, data["licence"])
+        preprocessing = data["preprocessing"] and _part(Preprocessing, data["preprocessing"])
+        text = data["text"] and _part(TextSettings, data["text"])
+        licence = _part(Licence, data["licence"])
         templates, pooling = tuple(map(str, data["templates"])), str(data["pooling"])
         for part in (config, preprocessing, text, licence):
-            _check_types(part)
+            if part is not None:
+                _check_types(part)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
             f"{path}: does not describe a model of family {family!r} ({error}). It was edited or damaged."
@@ -138,7 +143,7 @@ def load(folder: Path, name: str, request: Request) -> Source:
         activation="softmax" if model.logit_bias is None else "sigmoid",
         preprocessing=preprocessing,
         text=text,
-        tokenizer_json=read_tokenizer(request.tokenizer or folder / "tokenizer.json"),
+        tokenizer_json=read_tokenizer(request.tokenizer or folder / "tokenizer.json") if text else b"",
         pooling=pooling,
         licence=licence,
         digest=weights.digest,
@@ -148,8 +153,9 @@ def load(folder: Path, name: str, request: Request) -> Source:
 
 def _check_types(part: Any) -> None:
     """Raise TypeError where a field of a dataclass, or of one inside it, does not hold what its annotation says."""
-    for name, hint in get_type_hints(type(part)).items():
-        value = getattr(part, name)
+    hints = get_type_hints(type(part))
+    for name in (entry.name for entry in fields(part)):
+        value, hint = getattr(part, name), hints[name]
         if is_dataclass(value):
             _check_types(value)
         elif not _fits(value, hint, common.MOST_LAYERS if name in _LAYERS else common.MOST):
@@ -174,16 +180,22 @@ def _fits(value: Any, hint: Any, most: int) -> bool:
     return type(value) is (origin or hint) and (hint is not int or 0 <= value <= most)
 
 
-def _check_sizes(path: Path, config: Any, preprocessing: Preprocessing, text: TextSettings) -> None:
+def _check_sizes(
+    path: Path, config: Any, preprocessing: Preprocessing | None, text: TextSettings | None
+) -> None:
     """Raise SourceError where pictures or texts would be prepared for other towers than the config describes."""
     if isinstance(config, ClipConfig):
-        size, length, rows = config.image.image_size, config.text.context_length, config.text.vocab_size
+        size = config.image.image_size if config.image else None
+        length, rows = (config.text.context_length, config.text.vocab_size) if config.text else (0, 0)
     else:
         size, length, rows = (config.image_size,) * 2, config.context_length, config.vocab_size
-    if preprocessing.size != size:
-        raise SourceError(
-            f"{path}: preprocessing.size is {preprocessing.size}, but the image tower takes {size}."
-        )
+    stated_size = preprocessing and preprocessing.size
+    if stated_size != size:
+        raise SourceError(f"{path}: preprocessing.size is {stated_size}, but the image tower takes {size}.")
+    if text is None:
+        if rows:
+            raise SourceError(f"{path}: has a text tower, but no settings of its texts.")
+        return
     for name, stated, most in (
         ("vocab_size", text.vocab_size, rows),
         ("context_length", text.context_length, length),

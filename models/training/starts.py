@@ -13,7 +13,7 @@ from torch import nn
 from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.models.clip import Attention, Clip, ImageTower, Mlp, TextTower
-from edgeclip.models.config import ClipConfig
+from edgeclip.models.config import ImageConfig, TextConfig
 from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
 from edgeclip.models.training.data import open_pairs
@@ -64,14 +64,16 @@ def from_scratch(recipe: Recipe) -> Source:
         raise TrainingError(
             "clip: not set. A model from scratch needs its sizes; see the recipe clip_vit_tiny."
         )
+    image, text = config.image, config.text
+    if not isinstance(image, ImageConfig) or not isinstance(text, TextConfig):
+        raise TrainingError("clip: a model from scratch has a canonical image tower and text tower.")
     tokenizer = (
-        read_tokenizer(Path(recipe.tokenizer), config)
+        read_tokenizer(Path(recipe.tokenizer), text)
         if recipe.tokenizer
-        else learn_tokenizer(_captions(recipe), config)
+        else learn_tokenizer(_captions(recipe), text)
     )
     model = Clip(config)
     initialise(model)
-    text = config.text
     return Source(
         spec=recipe.name or "scratch",
         name=recipe.name or "scratch",
@@ -79,18 +81,16 @@ def from_scratch(recipe: Recipe) -> Source:
         model=model,
         embedding_dim=config.embed_dim,
         activation="sigmoid" if config.logit_bias else "softmax",
-        preprocessing=Preprocessing(
-            config.image.image_size, "squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-        ),
+        preprocessing=Preprocessing(image.image_size, "squash", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         text=TextSettings(
             context_length=text.context_length,
             pad_id=text.pad_id,
             eos_id=text.eos_id,
-            dynamic_length=(text.causal or text.mask_padding) and text.pool in ("eos", "argmax", "first"),
+            dynamic_length=text.ignores_padding(text.pad_id, text.eos_id),
             vocab_size=text.vocab_size,
         ),
         tokenizer_json=tokenizer.to_str().encode(),
-        pooling=f"{config.image.pool}/{text.pool}",
+        pooling=f"{image.pool}/{text.pool}",
         licence=Licence(weights="unknown", code="Apache-2.0"),
         digest="",
     )
@@ -99,7 +99,7 @@ def from_scratch(recipe: Recipe) -> Source:
 STARTS: dict[str, Callable[[Recipe], Source]] = {"source": from_source, "scratch": from_scratch}
 
 
-def read_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
+def read_tokenizer(path: Path, text: TextConfig) -> Tokenizer:
     """A tokenizer.json that fits the text tower.
 
     Raises:
@@ -109,7 +109,7 @@ def read_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the tokenizers library raises a bare Exception
         raise TrainingError(f"tokenizer: {path} cannot be read as a tokenizer.json ({error}).") from error
-    size, text = tokenizer.get_vocab_size(), config.text
+    size = tokenizer.get_vocab_size()
     if size > text.vocab_size:
         raise TrainingError(
             f"tokenizer: {path} has {size} ids, the text tower {text.vocab_size}. Set clip.text.vocab_size={size}."
@@ -122,13 +122,12 @@ def read_tokenizer(path: Path, config: ClipConfig) -> Tokenizer:
     return tokenizer
 
 
-def learn_tokenizer(captions: Iterator[str], config: ClipConfig) -> Tokenizer:
+def learn_tokenizer(captions: Iterator[str], text: TextConfig) -> Tokenizer:
     """Lower-cased byte-level subwords, so that any string has ids; 0 is padding, 1 ends a text.
 
     Raises:
         TrainingError: the text tower has other ids for these two, or room for fewer than all bytes.
     """
-    text = config.text
     if (text.pad_id, text.eos_id) != (0, 1) or text.vocab_size < 258:
         raise TrainingError(
             f"tokenizer: one learned here has pad id 0, end id 1 and at least 258 ids; clip.text has {text.pad_id}, {text.eos_id} "
@@ -182,5 +181,6 @@ def initialise(model: Clip) -> None:
                 nn.init.zeros_(module.fc2.bias)
         if tower.projection is not None:
             nn.init.normal_(tower.projection.weight, std=spread)
-    nn.init.normal_(model.text.embedding.weight, std=0.02)
-    nn.init.normal_(model.text.position, std=0.01)
+        if isinstance(tower, TextTower):
+            nn.init.normal_(tower.embedding.weight, std=0.02)
+            nn.init.normal_(tower.position, std=0.01)

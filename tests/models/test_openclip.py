@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeclip.errors import SourceError
-from edgeclip.models.loaders.openclip_table import ARCHS, QUICK, model_config
+from edgeclip.models.loaders.openclip.table import ARCHS, QUICK, model_config
 from edgeclip.models.sources import load_source
 from tests.checkpoints import openclip_config, write_openclip
 from tests.models.agreement import TOLERANCE, assert_agrees, inputs, our_outputs, worst
@@ -312,7 +312,7 @@ def test_architectures_are_open_clips(name: str) -> None:
 def test_repositories_are_open_clips() -> None:
     from open_clip.pretrained import get_pretrained_cfg
 
-    from edgeclip.models.loaders.openclip_table import REPOSITORIES
+    from edgeclip.models.loaders.openclip.table import REPOSITORIES
 
     for (arch, tag), repo in REPOSITORIES.items():
         assert get_pretrained_cfg(arch, tag)["hf_hub"].strip("/") == repo

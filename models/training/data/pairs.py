@@ -41,6 +41,8 @@ class ShuffledPairs:
         self._size, self._seed, self._shard = recipe.batch_size, recipe.seed, shard
         self._augmentation, self._templates = recipe.augmentation, recipe.templates
         self._two_views = "image_b" in Objectives(recipe.objectives).wanted
+        if source.preprocessing is None or source.text is None:
+            raise TrainingError(f"{source.spec}: training on pairs needs an image tower and a text tower.")
         self._spec = source.preprocessing
         self._prepare = Preprocessor(source.preprocessing)
         self._text = TextEncoder(Tokenizer.from_str(source.tokenizer_json.decode()), source.text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeclip.bundle.manifest import Preprocessing, TextSettings
 from edgeclip.errors import SourceError
-from edgeclip.models.config import TextConfig
+from edgeclip.models.config import TextTowerConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import read_json
 from edgeclip.models.loaders.tokenizer import (
@@ -123,7 +123,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return tokens
 
 
-def read_text(folder: Path, config: TextConfig, tokenizer_json: bytes) -> TextSettings:
+def text_settings(folder: Path, config: TextTowerConfig, tokenizer_json: bytes) -> TextSettings:
     """Padding, length and cleaning of texts, from the tokenizer's files. Raises SourceError for a padding token that is none."""
     pad = _special_tokens(folder)["pad"]
     pad_id = token_id(tokenizer_json, pad)

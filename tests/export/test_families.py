@@ -1,0 +1,54 @@
+"""Every family through the whole chain: load, export, verify, classify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import edgeclip
+from edgeclip.export.api import export_bundle
+from edgeclip.export.samples import made_up_pictures
+from edgeclip.models.sources import load_source
+from tests.families import models
+
+MODELS = models()
+LABELS = ["a cat", "two dogs", "an empty street"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_verify_classify(name: str, tmp_path: Path) -> None:
+    written = MODELS[name](tmp_path / "source", "tiny")
+    source = load_source(written.spec, **(written.load or {}))
+    report = export_bundle(source, tmp_path / "bundle")  # verifies the bundle
+    with edgeclip.load(tmp_path / "bundle") as model:
+        assert {variant.tower for variant in report.bundle.manifest.variants} == {
+            kind for kind in ("image", "text") if getattr(source.model, kind) is not None
+        }
+        pictures = made_up_pictures(3)
+        if written.image is not None:
+            from edgeclip.runtime.images import preprocess
+
+            assert source.preprocessing is not None
+            pixels = torch.from_numpy(
+                np.stack([preprocess(picture, source.preprocessing) for picture in pictures])
+            )
+            with torch.no_grad():
+                want = normalize(written.image(pixels), dim=-1).numpy()
+            np.testing.assert_allclose(
+                model.embed_pixels(pixels.numpy()), want, rtol=0, atol=2 * written.tolerance
+            )
+        if written.text is not None:
+            ids = torch.from_numpy(model.encode_texts(LABELS).input_ids).long()
+            with torch.no_grad():
+                want = normalize(written.text(ids), dim=-1).numpy()
+            np.testing.assert_allclose(model.embed_texts(LABELS), want, rtol=0, atol=2 * written.tolerance)
+        if written.image is not None and written.text is not None:
+            results = model.classify(pictures, LABELS)
+            total = [sum(result.scores) for result in results]
+            if source.activation == "softmax":
+                assert total == pytest.approx([1.0] * 3, abs=1e-5)
+            assert all(0 <= result.score <= 1 for result in results)

@@ -1,0 +1,57 @@
+"""Every family that edgeclip reads: checkpoints written by the library that it comes from, and that library's own answers.
+
+One file a family, one line in `FAMILIES`. A family's module offers MODELS: name -> write(folder, size) -> Written. Sizes:
+
+- "tiny": whatever is fastest to export, through the same code;
+- "real": the widths, resolution and vocabulary kind of a model that people use, two blocks deep where depth can be chosen;
+- "full": that model whole.
+
+Weights are random, and roughened (tests/checkpoints.py), so that no swapped or forgotten tensor leaves the output as it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import tests.torchvision_shim  # noqa: F401  (before timm, open_clip and transformers)
+
+Size = Literal["tiny", "real", "full"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint on disk, and what the library that wrote it says. None: it has no such part, or another model tests it."""
+
+    spec: str  # what load_source takes
+    image: Callable[[torch.Tensor], torch.Tensor] | None = None  # (N, 3, H, W) normalised pixels -> (N, D)
+    text: Callable[[torch.Tensor], torch.Tensor] | None = None  # (N, L) ids -> (N, D)
+    # texts -> (N, L) ids, cut and padded to the context length
+    tokenize: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
+    prepare: Callable[[Image.Image], NDArray[np.float32]] | None = None  # RGB picture -> (3, H, W)
+    # Largest difference of unit vectors that is noise here; where it is not the default, the module says what was measured.
+    tolerance: float = 1e-6
+    load: dict[str, Any] | None = None  # further arguments of load_source
+
+
+Write = Callable[[Path, Size], Written]
+
+FAMILIES: dict[str, str] = {
+    "CLIP": "tests.families.clip",
+}
+
+
+def models() -> dict[str, Write]:
+    """Every model of every family, by its name."""
+    found: dict[str, Write] = {}
+    for module in FAMILIES.values():
+        found |= importlib.import_module(module).MODELS
+    return found

@@ -1,0 +1,102 @@
+"""Every family against the library that it comes from: embeddings, token ids and pixels, at real width and resolution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from torch.nn.functional import normalize
+
+from edgeclip.models.source import Source
+from edgeclip.models.sources import load_source
+from edgeclip.runtime.images import preprocess
+from edgeclip.runtime.text import TextEncoder
+from tests.checkpoints import TEXTS, fixed_pixels
+from tests.corpus import corpus
+from tests.families import Written, models
+from tests.photographs import pictures
+
+MODELS = models()
+
+
+@cache
+def the_corpus() -> list[str]:
+    return corpus()
+
+
+def encoded(source: Source, texts: list[str]) -> NDArray[np.int32]:
+    assert source.text is not None
+    settings = replace(source.text, dynamic_length=False)
+    encoder = TextEncoder(Tokenizer.from_str(source.tokenizer_json.decode()), settings)
+    return encoder.encode(texts).input_ids
+
+
+def check_towers(source: Source, written: Written) -> tuple[float, float]:
+    """-> largest difference of unit image and text vectors (0 for a tower that is not there); fails beyond the tolerance."""
+    found = [0.0, 0.0]
+    with torch.no_grad():
+        for i, (name, theirs) in enumerate((("image", written.image), ("text", written.text))):
+            assert (theirs is None) == (getattr(source.model, name) is None), (
+                f"{name}: one has it, one has not"
+            )
+            if theirs is None:
+                continue
+            if name == "image":
+                assert source.preprocessing is not None
+                inputs, ours = fixed_pixels(2, *source.preprocessing.size), source.model.encode_image
+            else:
+                inputs, ours = torch.from_numpy(encoded(source, TEXTS)).long(), source.model.encode_text
+            want, got = normalize(theirs(inputs), dim=-1), normalize(ours(inputs), dim=-1)
+            assert want.shape == got.shape == (len(inputs), source.embedding_dim)
+            assert torch.linalg.vector_norm(want[0] - want[1]) > 0.01, f"{name}: inputs make no difference"
+            found[i] = float((want - got).abs().max())
+            assert found[i] <= written.tolerance, f"{name}: {found[i]:.1e} apart"
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_ids_and_pixels_are_the_librarys_own(name: str, tmp_path: Path) -> None:
+    written = MODELS[name](tmp_path / "source", "real")
+    source = load_source(written.spec, **(written.load or {}))
+    check_towers(source, written)
+    if written.tokenize is not None:
+        check_ids(source, written)
+    if written.prepare is not None:
+        check_pixels(source, written, tmp_path)
+
+
+def check_ids(source: Source, written: Written) -> None:
+    assert written.tokenize is not None
+    texts = the_corpus()
+    ours, theirs = encoded(source, texts), written.tokenize(texts)
+    assert ours.shape == theirs.shape
+    wrong = np.flatnonzero((ours != theirs).any(axis=1))
+    shown = [(texts[i], ours[i].tolist(), theirs[i].tolist()) for i in wrong[:3]]
+    assert not len(wrong), f"{len(wrong)} of {len(texts)} texts have other ids: {shown}"
+
+
+def check_pixels(source: Source, written: Written, folder: Path) -> None:
+    """Within one level of 255 on every pixel, on pictures of several shapes."""
+    assert written.prepare is not None
+    assert source.preprocessing is not None
+    spec = source.preprocessing
+    levels = np.array(spec.std, np.float32)[:, None, None] * 255
+    for path in pictures(folder / "pictures", 4):
+        with Image.open(path) as opened:
+            whole = opened.convert("RGB")
+        for picture in (
+            whole,
+            whole.rotate(90, expand=True),
+            whole.resize((301, 97)),
+            whole.resize((64, 64)),
+        ):
+            ours, theirs = preprocess(picture, spec), written.prepare(picture)
+            assert ours.shape == theirs.shape
+            assert float((np.abs(ours - theirs) * levels).max()) <= 1.01
