@@ -20,6 +20,7 @@ from edgeclip.cli.common import Warnings, say
 from edgeclip.errors import EdgeClipError
 
 VERBS = {  # in the order of a model's life; each module offers `command`
+    "sources": "edgeclip.cli.sources",
     "export": "edgeclip.cli.export",
     "train": "edgeclip.cli.train",
     "verify": "edgeclip.cli.verify",

@@ -77,7 +77,7 @@ def command(
     SPEC is hf:ORG/NAME, openclip:ARCH/TAG, a local checkpoint folder, or nano. Exit code 1 when the result does not agree
     with its source; then nothing is left at the output.
     """
-    _need_export_extra()
+    need_export_extra()
     from edgeclip.export.api import ExportSettings, export_bundle
     from edgeclip.export.targets import flavours_for
     from edgeclip.models.sources import load_source
@@ -141,7 +141,7 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         )
 
 
-def _need_export_extra() -> None:
+def need_export_extra() -> None:
     """One line instead of an ImportError where PyTorch or onnx is missing."""
     from importlib.util import find_spec
 

@@ -25,7 +25,7 @@ MOST, MOST_LAYERS = 1 << 24, 1024
 _LAYERS = ("layers", "num_hidden_layers")
 _LISTS = ("image_size", "patch_size", "eos_token_id")  # settings that may hold a list instead of a number
 # licence ids of model cards that do not allow every use; anything else unknown is passed on as it stands
-_RESEARCH_ONLY = ("-nc", "noncommercial", "research", "amlr", "apple-", "fair-")
+_NOT_EVERY_USE = ("-nc", "noncommercial", "research", "amlr", "apple-", "fair-", "openrail")
 
 
 def overlay(defaults: dict[str, Any], own: dict[str, Any], where: str) -> dict[str, Any]:
@@ -81,25 +81,35 @@ def stds(value: Any, where: str) -> tuple[float, float, float]:
 
 def read_licence(folder: Path) -> Licence:
     """The licence that the folder's model card states in its front matter; "unknown" and a warning without one."""
-    card = folder / "README.md"
-    stated = ""
-    if card.is_file():
-        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-        if lines and lines[0].strip() == "---":
-            for line in lines[1:]:
-                if line.strip() == "---":
-                    break
-                key, colon, value = line.partition(":")
-                if colon and key == "license":
-                    stated = value.strip().strip("\"'")
-    if not stated:
+    stated = _card(folder / "README.md")
+    name = stated.get("license", "")
+    if name == "other":  # a licence that the Hub has no id for has its own name beside
+        name = stated.get("license_name") or name
+    if not name:
         warning = "the source states no licence for its weights: find out before you ship them"
-    elif any(mark in stated.lower() for mark in _RESEARCH_ONLY) or stated == "other":
-        warning = f"the weights' licence {stated!r} may not allow every use: read it before you ship them"
+    elif any(mark in name.lower() for mark in _NOT_EVERY_USE) or stated["license"] == "other":
+        warning = f"the weights' licence {name!r} may not allow every use: read it before you ship them"
     else:
-        return Licence(weights=stated)
+        return Licence(weights=name)
     log.warning("%s: %s", folder, warning)
-    return Licence(weights=stated or "unknown", warnings=(warning,))
+    return Licence(weights=name or "unknown", warnings=(warning,))
+
+
+def _card(path: Path) -> dict[str, str]:
+    """What a model card's front matter says of licences; of a list, the first entry."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    stated: dict[str, str] = {}
+    last = ""
+    for line in lines[1:] if lines and lines[0].strip() == "---" else ():
+        if line.strip() == "---":
+            break
+        key, colon, value = line.partition(":")
+        if line.lstrip().startswith("- ") and last:
+            stated.setdefault(last, line.lstrip()[2:].strip().strip("\"'"))
+        last = key if colon and key in ("license", "license_name") and not value.strip() else ""
+        if colon and key in ("license", "license_name") and value.strip():
+            stated[key] = value.strip().strip("\"'")
+    return stated
 
 
 def text_settings(
