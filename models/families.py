@@ -12,7 +12,11 @@ from typing import Literal
 
 NONE_STATED = "none stated"
 MIT, APACHE = "mit", "apache-2.0"
-RESEARCH = ("cc-by-nc-4.0", "apple-amlr")  # of those below, the ones that do not allow every use
+# What a reader must know of a licence before weights under it are shipped.
+WARNINGS = {
+    NONE_STATED: "ask before you ship",
+    **dict.fromkeys(("cc-by-nc-4.0", "apple-amlr", "creativeml-openrail-m"), "not for every use"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,12 @@ class Known:
 
     spec: str  # what `edgeclip export` takes
     licence: str
+
+    @property
+    def stated(self) -> str:
+        """The licence, with its warning."""
+        warning = WARNINGS.get(self.licence)
+        return f"{self.licence} ({warning})" if warning else self.licence
 
 
 @dataclass(frozen=True)

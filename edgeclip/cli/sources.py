@@ -105,8 +105,6 @@ def _print_families(families: list[Family]) -> None:
 def _print_family(family: Family) -> None:
     from rich.table import Table
 
-    from edgeclip.models.families import NONE_STATED, RESEARCH
-
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, value in (
         ("formats", ", ".join(family.formats)),
@@ -120,8 +118,7 @@ def _print_family(family: Family) -> None:
     ):
         facts.add_row(label, value)
     for known in family.known:
-        warning = {NONE_STATED: " (ask before you ship)"} | dict.fromkeys(RESEARCH, " (not for every use)")
-        facts.add_row("weights", f"{known.spec}  {known.licence}{warning.get(known.licence, '')}")
+        facts.add_row("weights", f"{known.spec}  {known.stated}")
     screen = console()
     screen.print(f"\n{family.name}")
     screen.print(facts)

@@ -55,3 +55,12 @@ def models() -> dict[str, Write]:
     for module in FAMILIES.values():
         found |= importlib.import_module(module).MODELS
     return found
+
+
+def rows() -> dict[str, str]:
+    """Model -> the family, as `edgeclip sources` names it."""
+    return {
+        name: getattr(importlib.import_module(module), "ROWS", {}).get(name, family)
+        for family, module in FAMILIES.items()
+        for name in importlib.import_module(module).MODELS
+    }

@@ -13,6 +13,14 @@ import torch
 from edgeclip.files import write_file
 
 
+def machine() -> str:
+    """What the figures were measured on."""
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, "
+        f"onnxruntime {version('onnxruntime')}, transformers {version('transformers')}"
+    )
+
+
 def write_report(
     name: str, title: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> None:
@@ -20,10 +28,9 @@ def write_report(
     folder = os.environ.get("EDGECLIP_PARITY_REPORT")
     if not folder:
         return
-    machine = (
-        f"Random weights; {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} "
-        f"threads, onnxruntime {version('onnxruntime')}, transformers {version('transformers')}. Made by `make parity`."
-    )
     table = [columns, ["---"] * len(columns), *rows]
     lines = "".join(f"| {' | '.join(map(str, row))} |\n" for row in table)
-    write_file(Path(folder) / name, f"# {title}\n\n{text} {machine}\n\n{lines}")
+    write_file(
+        Path(folder) / name,
+        f"# {title}\n\n{text} Random weights; {machine()}. Made by `make parity`.\n\n{lines}",
+    )

@@ -1,0 +1,90 @@
+"""docs/families.md, made of the table of families and the figures of the last full-depth run.
+
+python -m tests.parity.families_page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeclip.files import write_file
+from edgeclip.models.families import FAMILIES, Family
+from tests.families import rows
+
+ROOT = Path(__file__).parents[2]
+FIGURES, PAGE = ROOT / "benchmarks" / "results" / "families.json", ROOT / "docs" / "families.md"
+
+HEAD = """# Families
+
+Every dual encoder that edgeclip reads, and how far that is proven. Made by `python -m tests.parity.families_page` from the table
+behind `edgeclip sources` and from the figures of `make parity`: do not edit it.
+
+`edgeclip sources SPEC` loads one source and says how it is read. What decides is always the source's own config: activation, pooling,
+norms, preprocessing and tokenizer are never taken from a name. What a family lacks is refused in one line.
+
+## Measured
+
+Whole models with random weights, written by the library in question (transformers, open_clip with timm). *image*, *text*: largest
+difference of unit vectors between edgeclip's source model and that library's, the same pixels and ids on both sides, fp32. *graph*:
+the exported graphs, in every flavour, against the source model. *distance*: relative distance of the same. Export includes tracing,
+comparison and verification, without loading. {machine}.
+
+| Family | Model | Parameters | image | text | graph | distance | Bundle | Export |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The whole page as Markdown."""
+    machines = sorted({entry["machine"] for entry in figures.values()})
+    return (
+        HEAD.replace("{machine}", "; ".join(machines)) + _measured(figures) + "".join(map(_family, FAMILIES))
+    )
+
+
+def _measured(figures: Mapping[str, Any]) -> str:
+    lines = []
+    for name, family in rows().items():
+        if (entry := figures.get(name)) is not None:
+            apart = [
+                "-" if entry[key] is None else f"{entry[key]:.1e}"
+                for key in ("image_max_abs", "text_max_abs")
+            ]
+            lines.append(
+                f"| {family} | {name} | {entry['parameters'] / 1e6:.0f} M | {' | '.join(apart)} | {entry['graph_max_abs']:.1e} "
+                f"| {entry['graph_relative_distance']:.1e} | {entry['bundle_mb']:,.0f} MB | {entry['export_s']:.0f} s |\n"
+            )
+    return "".join(lines)
+
+
+def _family(family: Family) -> str:
+    facts = {
+        "Read from": ", ".join(family.formats),
+        "Towers": f"{family.image}; {family.text}",
+        "Pooling (image/text)": ", ".join(f"`{pooling}`" for pooling in family.pooling),
+        "Scores": family.scores,
+        "Activation": family.activation,
+        "Pictures": family.pictures,
+        "Texts": family.texts,
+    }
+    lines = "".join(f"| {label} | {value} |\n" for label, value in facts.items())
+    return f"\n## {family.name}\n\n| | |\n|---|---|\n{lines}{_known(family)}"
+
+
+def _known(family: Family) -> str:
+    if not family.known:
+        return ""
+    lines = (f"| `{known.spec}` | {known.stated} |\n" for known in family.known)
+    return f"\n| Published weights | Licence of the weights |\n|---|---|\n{''.join(lines)}"
+
+
+def main() -> None:
+    """Write the page."""
+    write_file(PAGE, page(json.loads(FIGURES.read_text())))
+
+
+if __name__ == "__main__":
+    main()
