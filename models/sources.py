@@ -10,9 +10,10 @@ from types import ModuleType
 from edgeclip import errors
 from edgeclip.errors import SourceError
 from edgeclip.models.loaders import openclip
-from edgeclip.models.loaders.checkpoint import what_happened
+from edgeclip.models.loaders.checkpoint import find_weights, what_happened
+from edgeclip.models.loaders.hub import download
 from edgeclip.models.loaders.native import save_source
-from edgeclip.models.loaders.openclip.table import repository
+from edgeclip.models.loaders.openclip.table import Tag
 from edgeclip.models.source import Request, Source
 
 __all__ = ["FORMATS", "SCHEMES", "load_source", "save_source"]
@@ -67,11 +68,11 @@ def _name_of(folder: Path) -> str:
 
 def _from_hub(repo: str, request: Request, only: str = "") -> Source:
     """`hf:ORG/NAME`. `only`: the one format to take from a repository that holds several."""
-    folder = _download(repo, request, _SMALL_FILES, _NOT_SMALL)
+    folder = download(repo, request, _SMALL_FILES, _NOT_SMALL)
     loader = _format_of(folder, only)
-    _download(repo, request, [*loader.WEIGHTS, *loader.SHARDS])
+    download(repo, request, [*loader.WEIGHTS, *loader.SHARDS])
     if request.allow_pickle and not any((folder / name).is_file() for name in loader.WEIGHTS):
-        _download(repo, request, list(loader.PICKLES))
+        download(repo, request, list(loader.PICKLES))
     return _load(folder, repo.rpartition("/")[2], request, only)
 
 
@@ -82,22 +83,37 @@ def _from_openclip(rest: str, request: Request) -> Source:
         raise SourceError(
             f"{request.spec}: expected openclip:ARCH/TAG, e.g. openclip:ViT-B-32/laion2b_s34b_b79k."
         )
-    wanted = openclip.known_arch(arch, request.spec)
+    openclip.known_arch(arch, request.spec)
     path = Path(tag).expanduser()
     if path.is_file():
         return openclip.load_file(path, arch, request)
+    known = None
     if path.is_dir():
         source = openclip.load(path, path.resolve().name, request)
+    elif (known := openclip.known_tag(arch, tag, request.spec)) is not None:
+        source = _from_tag(known, arch, request)
+    elif tag.count("/") == 1:
+        source = _from_hub(tag, request, only="OpenCLIP")
     else:
-        repo = repository(arch, tag) or (tag if tag.count("/") == 1 else "")
-        if not repo:
-            raise SourceError(
-                f"{request.spec}: no such file, and {tag!r} is not a tag of {arch} that edgeclip knows. "
-                "Name the Hub repository: openclip:ARCH/ORG/NAME."
-            )
-        source = _from_hub(repo, request, only="OpenCLIP")
-    openclip.check_arch(source, arch, wanted)
+        raise SourceError(
+            f"{request.spec}: no such file, and {tag!r} is not a tag of {arch} that edgeclip knows. "
+            "Name the Hub repository: openclip:ARCH/ORG/NAME."
+        )
+    openclip.check_arch(source, arch, known)
     return source
+
+
+def _from_tag(tag: Tag, arch: str, request: Request) -> Source:
+    """A repository that describes itself, or one that holds nothing but the tag's weights."""
+    folder = download(tag.repository, request, _SMALL_FILES, _NOT_SMALL)
+    if openclip.matches(folder):
+        return _from_hub(tag.repository, request, only="OpenCLIP")
+    file = tag.file or openclip.PICKLES[0]
+    weights = ((f"{Path(file).stem}.safetensors",) if tag.file else openclip.WEIGHTS), (file,)
+    for names in weights if request.allow_pickle else weights[:1]:
+        download(tag.repository, request, list(names))
+    name = tag.repository.rpartition("/")[2]
+    return openclip.load_file(find_weights(folder, *weights), arch, request, tag, name)
 
 
 def _from_nano(request: Request) -> Source:
@@ -126,37 +142,3 @@ def _format_of(folder: Path, only: str = "") -> ModuleType:
     raise SourceError(
         f"{folder}: no {only or 'known'} checkpoint ({', '.join(FORMATS)}). {what_happened(folder)}"
     )
-
-
-def _download(repo: str, request: Request, patterns: list[str], ignore: list[str] | None = None) -> Path:
-    """Files of a Hub repository through huggingface_hub's own cache (HF_HOME, HF_HUB_OFFLINE and tokens as it has them)."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    spec = request.spec
-    try:
-        return Path(
-            snapshot_download(
-                repo, revision=request.revision, allow_patterns=patterns, ignore_patterns=ignore
-            )
-        )
-    except RepositoryNotFoundError as error:
-        raise SourceError(
-            f"{spec}: no such repository on the Hub, or it is private: log in with `hf auth login`."
-        ) from error
-    except HFValidationError as error:
-        raise SourceError(f"{spec}: expected ORG/NAME after the colon, got {repo!r}.") from error
-    except LocalEntryNotFoundError as error:
-        raise SourceError(
-            f"{spec}: not in the local cache, and the Hub cannot be reached. Fetch it where there is a network."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(
-            f"{spec}: the Hub refused ({reason}). Check the name, your access and the network."
-        ) from error

@@ -34,7 +34,7 @@ def read_tokenizer(path: Path) -> bytes:
         raise SourceError(f"{path}: cannot be read ({error.strerror}). Is the download complete?") from error
     except Exception as error:  # the library raises a bare Exception
         raise SourceError(f"{path}: not a tokenizer.json ({error}). Fetch it again.") from error
-    return _plain(tokenizer)
+    return plain(tokenizer)
 
 
 def clip_tokenizer(vocab: dict[str, int], merges: Merges, *, bos: str, eos: str, unk: str, pad: str) -> bytes:
@@ -51,7 +51,7 @@ def clip_tokenizer(vocab: dict[str, int], merges: Merges, *, bos: str, eos: str,
     # again=True: transformers cuts the pieces once more, which tells where a lower-cased mark was matched as one
     _finish(tokenizer, r"<\|startoftext\|>|<\|endoftext\|>|" + _PIECES, vocab, (bos, eos), again=True)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (unk, pad)])
-    return _plain(tokenizer)
+    return plain(tokenizer)
 
 
 def openclip_tokenizer(merges: Merges) -> bytes:
@@ -72,7 +72,7 @@ def openclip_tokenizer(merges: Merges) -> bytes:
     tokenizer.normalizer = normalizers.Replace("\u0345", " ")
     # (?i): open_clip matches its contractions whatever their case, e.g. 'ſ, which no lower-casing makes an s
     _finish(tokenizer, f"(?i){'|'.join(_OPENCLIP_MARKS)}|{_PIECES}", ids, _OPENCLIP_MARKS)
-    return _plain(tokenizer)
+    return plain(tokenizer)
 
 
 def _finish(
@@ -92,7 +92,8 @@ def _finish(
     tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
 
 
-def _plain(tokenizer: Tokenizer) -> bytes:
+def plain(tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json without padding and truncation."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return str(tokenizer.to_str()).encode()
@@ -161,9 +162,34 @@ def read_vocab(path: Path) -> dict[str, int]:
 
 def token_id(tokenizer_json: bytes, token: str) -> int | None:
     """The id of a token, None if the tokenizer has no such token."""
+    found: int | None = Tokenizer.from_str(tokenizer_json.decode()).token_to_id(token)
+    return found
+
+
+def without_rowless(tokenizer_json: bytes, rows: int) -> bytes:
+    """The same without reserved tokens that a tower has no rows for, as T5's <extra_id_0>: its own library fails on them."""
     data = json.loads(tokenizer_json)
-    for entry in data.get("added_tokens", ()):
-        if entry["content"] == token:
-            return int(entry["id"])
-    found = data["model"].get("vocab", {}).get(token)
-    return None if found is None else int(found)
+    gone = {token["content"] for token in data["added_tokens"] if token["special"] and token["id"] >= rows}
+    if not gone:
+        return tokenizer_json
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in gone]
+    vocab = data["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram: pairs of piece and score, an id is a place in the list
+        while vocab and vocab[-1][0] in gone:
+            vocab.pop()
+    else:
+        data["model"]["vocab"] = {token: i for token, i in vocab.items() if token not in gone}
+    return json.dumps(data, ensure_ascii=False).encode()
+
+
+def end_as(tokenizer_json: bytes, old: int, new: int) -> bytes:
+    """The same with another id for the mark that ends a text."""
+    data = json.loads(tokenizer_json)
+    processor = data["post_processor"] or {}
+    if (
+        isinstance(processor.get("sep"), list) and processor["sep"][1] == old
+    ):  # BertProcessing, RobertaProcessing
+        processor["sep"][1] = new
+    for entry in (processor.get("special_tokens") or {}).values():
+        entry["ids"] = [new if i == old else i for i in entry["ids"]]
+    return json.dumps(data, ensure_ascii=False).encode()

@@ -22,9 +22,14 @@ def _basic(text: str) -> str:
     return html.unescape(html.unescape(str(ftfy.fix_text(text))))
 
 
+def _whitespace(text: str) -> str:
+    """open_clip's before a tokenizer of Hugging Face."""
+    return " ".join(_basic(text).split())
+
+
 def _openai(text: str) -> str:
     """OpenAI CLIP and open_clip's default."""
-    return " ".join(_basic(text).split()).lower()
+    return _whitespace(text).lower()
 
 
 def _canonicalize(text: str) -> str:
@@ -35,6 +40,7 @@ def _canonicalize(text: str) -> str:
 CLEANERS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
     "lower": str.lower,
+    "whitespace": _whitespace,
     "openai": _openai,
     "canonicalize": _canonicalize,
 }

@@ -266,7 +266,7 @@ DAMAGE = {
     "no preprocessing": (lambda f: (f / "preprocessor_config.json").unlink(), r"no preprocessor_config.json"),
     "no tokenizer": (
         lambda f: (f / "tokenizer.json").unlink(),
-        r"expected tokenizer.json, or vocab.json and merges.txt",
+        r"expected tokenizer.json, vocab.txt, or vocab.json and merges.txt",
     ),
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), r"not a tokenizer.json"),
     "a broken config": (lambda f: (f / "config.json").write_text('{"model_type"'), r"config.json: not JSON"),

@@ -10,6 +10,7 @@ from edgeclip.bundle.manifest import Preprocessing, TextSettings
 from edgeclip.errors import SourceError
 from edgeclip.models.config import TextTowerConfig
 from edgeclip.models.loaders import common
+from edgeclip.models.loaders.bert_tokenizer import bert_tokenizer, read_pieces, roberta_tokenizer
 from edgeclip.models.loaders.checkpoint import read_json
 from edgeclip.models.loaders.tokenizer import (
     clip_tokenizer,
@@ -19,6 +20,10 @@ from edgeclip.models.loaders.tokenizer import (
     token_id,
 )
 
+# Any one of these sets makes a tokenizer; the second are settings beside them, the later file winning.
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+TOKENIZER_CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")
+_PADS = ("<|endoftext|>", "[PAD]", "<pad>")  # of CLIP, BERT, and RoBERTa or T5; no vocabulary has two of them
 _RESAMPLE: dict[Any, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -92,14 +97,18 @@ def _sizes(data: dict[str, Any], path: Path) -> tuple[tuple[int, int], int]:
 
 
 def folder_tokenizer(folder: Path) -> bytes:
-    """The folder's tokenizer.json, or one made of its vocab.json and merges.txt. Raises SourceError without either."""
+    """The folder's tokenizer.json, or one made of what TOKENIZER_FILES names. Raises SourceError without either."""
     if (folder / "tokenizer.json").is_file():
         return read_tokenizer(folder / "tokenizer.json")
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.is_file() and merges.is_file()):
+    stated, (vocab, merges) = stated_tokenizer(folder), (folder / name for name in TOKENIZER_FILES[-1])
+    if (pieces := folder / "vocab.txt").is_file():
+        return bert_tokenizer(read_pieces(pieces), stated, str(pieces))
+    if not has_tokenizer(folder):
         raise SourceError(
-            f"{folder}: expected tokenizer.json, or vocab.json and merges.txt. Pass one with --tokenizer FILE."
+            f"{folder}: expected tokenizer.json, vocab.txt, or vocab.json and merges.txt. Pass one with --tokenizer FILE."
         )
+    if not any(token.endswith("</w>") for token in read_vocab(vocab)):  # CLIP's merges mark the end of words
+        return roberta_tokenizer(read_vocab(vocab), read_merges(merges), stated, str(vocab))
     tokens = _special_tokens(folder)
     ids = read_vocab(vocab)
     for token in tokens.values():
@@ -113,29 +122,59 @@ def folder_tokenizer(folder: Path) -> bytes:
 def _special_tokens(folder: Path) -> dict[str, str]:
     """The tokens for bos, eos, unk and pad, as the folder states them over CLIPTokenizer's defaults."""
     tokens = {"bos": "<|startoftext|>", **dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>")}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        stated = read_json(folder / name) if (folder / name).is_file() else {}
-        for key in tokens:
-            value = stated.get(f"{key}_token")
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                tokens[key] = value
-    return tokens
+    stated = stated_tokenizer(folder)
+    return {name: stated.get(f"{name}_token") or token for name, token in tokens.items()}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder_tokenizer` finds files to make one of."""
+    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
+
+
+def stated_tokenizer(folder: Path) -> dict[str, Any]:
+    """What a folder's own files say of its tokenizer; a token that is given with its attributes as its text."""
+    found: dict[str, Any] = {}
+    for name in TOKENIZER_CONFIGS:
+        data = read_json(folder / name) if (folder / name).is_file() else {}
+        for key, value in data.items():
+            text = value.get("content") if key.endswith("_token") and isinstance(value, dict) else value
+            if not key.endswith("_token") or isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def pad_id(folder: Path, tokenizer_json: bytes) -> int:
+    """The id that texts are padded with, as the folder states it, else as transformers takes it.
+
+    Raises:
+        SourceError: the tokenizer has no such token, or the folder pads or cuts on the left.
+    """
+    stated = stated_tokenizer(folder)
+    for name in ("padding_side", "truncation_side"):
+        if stated.get(name, "right") != "right":
+            raise SourceError(
+                f"{folder}: {name} is {stated[name]!r}; edgeclip pads and cuts texts on the right."
+            )
+    wanted = (stated["pad_token"],) if stated.get("pad_token") else _PADS
+    found = (token_id(tokenizer_json, token) for token in wanted)
+    if (first := next((i for i in found if i is not None), None)) is None:
+        raise SourceError(
+            f"{folder}: the padding token {wanted[0]!r} is not in the tokenizer. It belongs to another model."
+        )
+    return first
 
 
 def text_settings(folder: Path, config: TextTowerConfig, tokenizer_json: bytes) -> TextSettings:
     """Padding, length and cleaning of texts, from the tokenizer's files. Raises SourceError for a padding token that is none."""
-    pad = _special_tokens(folder)["pad"]
-    pad_id = token_id(tokenizer_json, pad)
-    if pad_id is None:
-        raise SourceError(
-            f"{folder}: the padding token {pad!r} is not in the tokenizer. It belongs to another model."
-        )
-    settings = folder / "tokenizer_config.json"
-    stated = read_json(settings).get("model_max_length") if settings.is_file() else None
+    stated = stated_tokenizer(folder).get("model_max_length")
     limit = None  # 1e30 stands for that too
     if isinstance(stated, int | float) and not isinstance(stated, bool) and 1 <= stated < 1e6:
         limit = int(stated)
     return common.text_settings(
-        config, tokenizer_json, pad_id=pad_id, clean="none", where=str(folder), limit=limit
+        config,
+        tokenizer_json,
+        pad_id=pad_id(folder, tokenizer_json),
+        clean="none",
+        where=str(folder),
+        limit=limit,
     )
