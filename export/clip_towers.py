@@ -31,7 +31,7 @@ def image_tower(tower: ImageTower) -> tuple[nn.Module, dict[str, int]]:
 
 def text_tower(tower: TextTower) -> tuple[nn.Module, dict[str, int]]:
     """-> (input_ids (N, L) int32 -> (N, D), expected operators)."""
-    traceable = _Text(tower)
+    traceable = (_ClassText if tower.config.pool == "class" else _Text)(tower)
     return traceable, expected(traceable, tower.config.blocks.layers)
 
 
@@ -88,7 +88,10 @@ class Attend(nn.Module):
         Returns:
             (N, Q, W).
         """
-        k, v = self.split(k), self.split(v)
+        return self.heads_joined(q, self.split(k), self.split(v), mask)
+
+    def heads_joined(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The same, of keys and values that are split into heads already: (N, h, T, d) -> (N, Q, W)."""
         scores = q @ k.transpose(-1, -2)
         y = torch.softmax(scores if mask is None else scores + mask, dim=-1) @ v
         return y.transpose(1, 2).flatten(2)
@@ -131,7 +134,7 @@ def _blocks(tower: ImageTower | TextTower) -> nn.ModuleList:
     return nn.ModuleList(TracedBlock(block) for block in tower.blocks if isinstance(block, Block))
 
 
-class _PoolHead(nn.Module):
+class PoolHead(nn.Module):
     """Learned queries attend to all tokens: SigLIP's head and OpenCLIP's pooler."""
 
     def __init__(self, head: MapHead | AttentionalPooler) -> None:
@@ -166,7 +169,7 @@ class _Image(nn.Module):
         self.patches, self.norm_pre, self.norm_post = tower.patches, tower.norm_pre, tower.norm_post
         self.class_token, self.position = tower.class_token, tower.position
         self.blocks = _blocks(tower)
-        self.head = None if tower.head is None else _PoolHead(tower.head)
+        self.head = None if tower.head is None else PoolHead(tower.head)
         self.projection = None if tower.projection is None else Linear(tower.projection)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -250,3 +253,48 @@ class _Text(nn.Module):
             return (ids * 0 + (order if config.pool == "last" else -order)).argmax(dim=-1)
         wanted = ids.amax(dim=-1, keepdim=True) if config.pool == "argmax" else config.eos_id
         return ((ids == wanted).float() * (2 * config.context_length) - order).argmax(dim=-1)
+
+
+class _ClassText(_Text):
+    """The text tower of CoCa, at any length.
+
+    At full length its class token attends to the text and to one token of padding (see models/clip.py); here it stands behind
+    one that every text gets, which gives the same for less. A text of full length has none: then it sees itself instead.
+    """
+
+    def __init__(self, tower: TextTower) -> None:
+        super().__init__(tower)
+        config = tower.config
+        assert tower.class_token is not None
+        self.class_token = tower.class_token
+        self.padding = nn.Parameter(tower.embedding.weight[config.pad_id].clone(), requires_grad=False)
+        length = config.context_length
+        order = torch.arange(length + 2)
+        self.later = nn.Buffer((order > order[:, None]).float()) if config.causal else None  # row = query
+        self.none = nn.Buffer(torch.zeros(length))
+        self.full = nn.Buffer((order[:length] == length - 1).float())  # at L - 1: whether L is the full length
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        n, length = input_ids.shape
+        ends = [token.expand(n, 1, -1) for token in (self.padding, self.class_token)]
+        x = torch.cat([self.embedding(input_ids), *ends], dim=1)
+        x = x + torch.cat([self.position[: length + 1], self.position[-1:]])
+        hidden = self._hidden(input_ids)[:, None, None, :]  # (N, 1, 1, L + 2)
+        mask = hidden
+        if self.later is not None:
+            mask = torch.maximum(hidden, self.later[: length + 2, : length + 2])
+        for i, block in enumerate(self.blocks, 1):
+            if i < len(self.blocks):
+                x = block(x, mask * MASKED, None)
+            else:
+                x = block(x, hidden * MASKED, lambda tokens: tokens[:, -1:])
+        last: Tensor = self.norm_final(x)[:, 0]
+        return last if self.projection is None else self.projection(last)
+
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        """(N, L) -> (N, L + 2): 1 for a key that nothing attends to, position by position one late, as trained."""
+        length = input_ids.shape[1]
+        padding = (input_ids == self.config.pad_id).float()
+        late = torch.cat([padding[:, :1] * 0, padding, padding[:, -1:]], dim=1)
+        full = self.full[length - 1 : length]
+        return torch.maximum(late, torch.cat([self.none[:length], full, 1 - full]))

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from edgeclip.bundle import Port
 from edgeclip.errors import SourceError
-from edgeclip.export import clip_towers, nano_towers
+from edgeclip.export import clip_towers, nano_towers, resnet_towers
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.nano import NanoImage, NanoText
+from edgeclip.models.resnet import ResNetTower
 from edgeclip.models.source import Source
 
 Kind = Literal["image", "text"]
@@ -28,6 +29,7 @@ Kind = Literal["image", "text"]
 TOWERS: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]]]] = {
     ImageTower: clip_towers.image_tower,
     TextTower: clip_towers.text_tower,
+    ResNetTower: resnet_towers.image_tower,
     NanoImage: nano_towers.image_tower,
     NanoText: nano_towers.text_tower,
 }

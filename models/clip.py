@@ -220,7 +220,9 @@ class TextTower(nn.Module):
         self.config = config
         width = config.blocks.width
         self.embedding = nn.Embedding(config.vocab_size, width)
-        self.position = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
+        ends = config.pool == "class"
+        self.class_token = nn.Parameter(torch.randn(width) * 0.01) if ends else None
+        self.position = nn.Parameter(torch.randn(config.context_length + int(ends), width) * 0.01)
         self.blocks = nn.ModuleList(Block(config.blocks) for _ in range(config.blocks.layers))
         self.norm_final = nn.LayerNorm(width, eps=config.blocks.norm_eps)
         self.projection = (
@@ -238,6 +240,8 @@ class TextTower(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(N, L) integer ids, L <= context_length -> (N, D), not yet of unit length."""
+        if self.class_token is not None:
+            return self._with_class_token(input_ids)
         x = self.embedding(input_ids) + self.position[: input_ids.shape[1]]
         mask = None
         if self.config.mask_padding:
@@ -246,6 +250,24 @@ class TextTower(nn.Module):
             x = block(x, mask, self.config.causal)
         x = self.norm_final(x)
         x = x[torch.arange(len(x), device=x.device), self.pooled_position(input_ids)]
+        return x if self.projection is None else self.projection(x)  # type: ignore[no-any-return]
+
+    def _with_class_token(self, input_ids: Tensor) -> Tensor:
+        """As CoCa was trained: padded to the full length, the class token last.
+
+        Its mask of padding stands one position late, so that the first token of padding is attended to, and the class token
+        by itself only behind a text of full length.
+        """
+        assert self.class_token is not None
+        config = self.config
+        ids = F.pad(input_ids, (0, config.context_length - input_ids.shape[1]), value=config.pad_id)
+        x = torch.cat([self.embedding(ids), self.class_token.expand(len(ids), 1, -1)], dim=1) + self.position
+        seen = F.pad(ids != config.pad_id, (1, 0), value=True)[:, None, None, :]
+        if config.causal:
+            seen = seen & seen.new_ones(x.shape[1], x.shape[1]).tril()
+        for block in self.blocks:
+            x = block(x, seen)
+        x = self.norm_final(x[:, -1])
         return x if self.projection is None else self.projection(x)  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ from edgeclip.models.towers import config_class
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 ImagePool = Literal["cls", "avg", "map", "attentional", "attentional_avg"]
-TextPool = Literal["eos", "argmax", "last", "first"]
+TextPool = Literal["eos", "argmax", "last", "first", "class"]
 
 
 class ImageTowerConfig(Protocol):
@@ -115,7 +115,8 @@ class TextConfig:
     context_length: int
     pool: TextPool = "eos"
     # "eos": first position that holds eos_id; "argmax": position of the largest id (OpenCLIP, and Hugging Face
-    # configs that carry the legacy eos_token_id 2); "last": the last position, padding included; "first": position 0
+    # configs that carry the legacy eos_token_id 2); "last": the last position, padding included; "first": position 0;
+    # "class": a learned token behind the text (CoCa), which hides padding from attention in its own way
     eos_id: int = 49407
     pad_id: int = 0
     causal: bool = True
@@ -125,6 +126,8 @@ class TextConfig:
 
     def ignores_padding(self, pad_id: int, eos_id: int) -> bool:
         """Padding stands behind what is pooled, and is not attended to."""
+        if self.pool == "class":
+            return pad_id == self.pad_id
         found = self.pool in ("eos", "first") or (self.pool == "argmax" and pad_id <= eos_id)
         return found and (self.causal or self.mask_padding)
 

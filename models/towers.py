@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # is built as tower(config, embed_dim) and gives (N, embed_dim), not yet of unit length.
 TOWERS = {
     "vit": ("edgeclip.models.config", "ImageConfig", "edgeclip.models.clip", "ImageTower"),
+    "resnet": ("edgeclip.models.resnet", "ResNetConfig", "edgeclip.models.resnet", "ResNetTower"),
     "transformer": ("edgeclip.models.config", "TextConfig", "edgeclip.models.clip", "TextTower"),
 }
 

@@ -30,13 +30,30 @@ TEXTS = ["a photo of a cat", "two dogs, running", "", "caf\u00e9 \U0001f431 !!",
 
 
 def roughen(model: torch.nn.Module, seed: int = 0) -> None:
-    """Add noise to every parameter: biases leave zero, norms leave one. The logit scale stays."""
+    """Add noise to every parameter: biases leave zero, norms leave one, as do a BatchNorm's statistics. The logit scale stays."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "logit_" not in name:
                 spread = 0.1 if parameter.ndim == 1 else 0.002
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(torch.randn(buffer.shape, generator=generator) * 0.1)
+            elif name.endswith("running_var"):
+                buffer.mul_(torch.exp(torch.randn(buffer.shape, generator=generator) * 0.2))
+
+
+def learn_statistics(tower: torch.nn.Module, size: tuple[int, int]) -> None:
+    """Give every BatchNorm the statistics of a few pictures (H, W), roughly. Made-up ones would drown the pictures in noise."""
+    norms = [module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = 0.9
+    with torch.no_grad():
+        tower.train()(fixed_pixels(3, *size))
+    tower.eval()
 
 
 def clip_vocabulary(merges: int = 48894) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -204,7 +221,12 @@ def openclip_config(
 
 
 def write_openclip(
-    folder: Path, config: dict[str, Any], *, bias: float | None = None, pickle: bool = False
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    bias: float | None = None,
+    pickle: bool = False,
+    preprocessing: dict[str, Any] | None = None,
 ) -> Any:
     """A folder as OpenCLIP's Hub repositories are, by its own save_for_hf. -> the model itself, in eval mode.
 
@@ -212,6 +234,7 @@ def write_openclip(
         config: see `openclip_config`.
         bias: initial logit bias; None = the model has none.
         pickle: open_clip_pytorch_model.bin instead of safetensors.
+        preprocessing: as open_clip's table of tags has it; None = OpenAI's mean and std.
     """
     import open_clip
     from open_clip.push_to_hf_hub import save_for_hf
@@ -219,11 +242,16 @@ def write_openclip(
     torch.manual_seed(0)
     custom_text = config.get("custom_text", False)
     settings = {key: value for key, value in config.items() if key != "custom_text"}
-    model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(
         **settings, init_logit_bias=bias
     ).eval()
     roughen(model)
-    model.visual.image_mean, model.visual.image_std = OPENAI["mean"], OPENAI["std"]
+    side = config["vision_cfg"].get("image_size", 224)
+    learn_statistics(model.visual, (side, side) if isinstance(side, int) else tuple(side))
+    stated = {**OPENAI, **(preprocessing or {})}
+    model.visual.image_mean, model.visual.image_std = stated["mean"], stated["std"]
+    model.visual.preprocess_cfg = stated
     save_for_hf(model, _NoTokenizer(), config, str(folder), safe_serialization=not pickle)
     vocab_size = config["text_cfg"].get("vocab_size", 49408)
     if vocab_size != 49408:

@@ -46,6 +46,10 @@ Write = Callable[[Path, Size], Written]
 
 FAMILIES: dict[str, str] = {
     "CLIP": "tests.families.clip",
+    "MetaCLIP 2": "tests.families.metaclip_2",
+    "SigLIP": "tests.families.siglip",
+    "CLIP ResNets": "tests.families.resnet",
+    "CoCa": "tests.families.coca",
 }
 
 

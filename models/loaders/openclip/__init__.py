@@ -7,6 +7,7 @@ its section may hold, with open_clip's default), `read(section, shared) -> confi
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 from dataclasses import fields
@@ -20,7 +21,14 @@ from edgeclip.models.config import ClipConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import Rule, Weights, fill, find_weights, read_json, read_weights
 from edgeclip.models.loaders.openclip.config import Shared, read_preprocessing, section, top_level
-from edgeclip.models.loaders.openclip.table import ARCHS, QUICK, model_config
+from edgeclip.models.loaders.openclip.table import (
+    ARCHS,
+    QUICK,
+    Tag,
+    find_tag,
+    model_config,
+    shared_preprocessing,
+)
 from edgeclip.models.loaders.openclip.texts import read_text
 from edgeclip.models.source import Request, Source
 
@@ -31,10 +39,11 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLES = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
 SHARDS: tuple[str, ...] = ()
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")  # scalars that OpenAI's own files carry
+NO_WEIGHTS = ("attn_mask", "num_batches_tracked")  # endings of names that may stand in a checkpoint
 
 _HERE = "edgeclip.models.loaders.openclip"
 # Tried in this order.
-IMAGE_TOWERS = (f"{_HERE}.vit",)
+IMAGE_TOWERS = (f"{_HERE}.resnet", f"{_HERE}.vit")
 TEXT_TOWERS = (f"{_HERE}.transformer",)
 
 
@@ -56,22 +65,31 @@ def load(folder: Path, name: str, request: Request) -> Source:
     return _source(folder, name, request, model_cfg, data.get("preprocess_cfg", {}), weights, str(path))
 
 
-def load_file(path: Path, arch: str, request: Request) -> Source:
-    """Load one weight file of a named architecture; pictures are prepared as open_clip does by default.
+def load_file(path: Path, arch: str, request: Request, tag: Tag | None = None, name: str = "") -> Source:
+    """Load one weight file of a named architecture.
 
+    Args:
+        tag: what the file is known to be. Without one, pictures are prepared as all of the architecture's tags do it, else as
+            open_clip does by default; a warning says which.
+        name: of the source; "" = the file's.
     Raises:
         SourceError: an unknown architecture, a damaged file, or weights of another shape or activation.
     """
-    model_cfg = known_arch(arch, request.spec)
+    model_cfg = known_arch(arch, request.spec, tag)
     weights = read_weights(path, allow_pickle=request.allow_pickle)
     if set(OPENAI_ONLY) & set(weights.tensors) and not model_cfg["quick_gelu"]:
         raise SourceError(
             f"{path}: OpenAI's own weights, trained with QuickGELU: name the architecture {arch}{QUICK}."
         )
-    log.warning(
-        "%s: no preprocessing beside the weights; taking open_clip's default (OpenAI's mean and std)", path
+    preprocess_cfg = tag.preprocess_cfg if tag else shared_preprocessing(arch)
+    if tag is None:
+        taken = "open_clip's default (OpenAI's mean and std)"
+        if preprocess_cfg is not None:
+            taken = f"what every tag of {arch} has: {preprocess_cfg}"
+        log.warning("%s: no preprocessing beside the weights; taking %s", path, taken)
+    return _source(
+        path.parent, name or path.stem, request, model_cfg, preprocess_cfg or {}, weights, str(path)
     )
-    return _source(path.parent, path.stem, request, model_cfg, {}, weights, str(path))
 
 
 def _source(
@@ -83,7 +101,7 @@ def _source(
     weights: Weights,
     where: str,
 ) -> Source:
-    state = _text_prefixed(weights)
+    state = _text_prefixed(_without_decoder(weights, model_cfg))
     config, (image, text) = _read(model_cfg, where, logit_bias="logit_bias" in state.tensors)
     assert config.image is not None
     assert config.text is not None
@@ -94,7 +112,7 @@ def _source(
         **text.rules(config.text, state),
     }
     model = fill(
-        lambda: Clip(config), state, rules, lambda key: key in OPENAI_ONLY or key.endswith("attn_mask")
+        lambda: Clip(config), state, rules, lambda key: key in OPENAI_ONLY or key.endswith(NO_WEIGHTS)
     )
     common.check_scale(model, weights.where)
     tokenizer_json, settings = read_text(folder, model_cfg["text_cfg"], config.text, request, where)
@@ -131,6 +149,19 @@ def _tower(names: tuple[str, ...], own: dict[str, Any]) -> ModuleType:
     return next(module for module in modules if module.matches(own))
 
 
+def _without_decoder(weights: Weights, model_cfg: Any) -> Weights:
+    """CoCa without what writes captions: bundles hold the two towers that embed."""
+    if not (isinstance(model_cfg, dict) and model_cfg.get("multimodal_cfg")):
+        return weights
+    kept = {key: value for key, value in weights.tensors.items() if not key.startswith("text_decoder.")}
+    log.warning(
+        "%s: its captioning decoder (%d tensors) is left out: edgeclip takes the two towers that embed",
+        weights.where,
+        len(weights.tensors) - len(kept),
+    )
+    return Weights(weights.where, kept, weights.digest)
+
+
 def _text_prefixed(weights: Weights) -> Weights:
     """Both layouts of the text tower's names in one: `text.` before each, as newer checkpoints have it."""
     outer = ("visual.", "text.", "logit_", *OPENAI_ONLY)
@@ -140,37 +171,68 @@ def _text_prefixed(weights: Weights) -> Weights:
     return Weights(weights.where, tensors, weights.digest)
 
 
-def known_arch(arch: str, where: str) -> dict[str, Any]:
-    """The `model_cfg` of an architecture. Raises SourceError for an unknown name."""
+def known_arch(arch: str, where: str, tag: Tag | None = None) -> dict[str, Any]:
+    """The `model_cfg` of an architecture, with the activation that the tag was trained with.
+
+    Raises:
+        SourceError: an unknown name.
+    """
     found = model_config(arch)
     if found is None:
+        near = ", ".join(difflib.get_close_matches(arch, ARCHS, 4, cutoff=0))
         raise SourceError(
-            f"{where}: unknown architecture {arch!r}, expected one of {', '.join(ARCHS)} (also with {QUICK})."
+            f"{where}: unknown architecture {arch!r}, expected one of open_clip's (also with {QUICK}), e.g. {near}."
+        )
+    return found if tag is None else {**found, "quick_gelu": tag.quick_gelu}
+
+
+def known_tag(arch: str, tag: str, where: str) -> Tag | None:
+    """A pretrained tag of an architecture, None for anything else. A tag of QuickGELU may be named without the suffix.
+
+    Raises:
+        SourceError: the tag was trained with GELU, and the architecture says QuickGELU.
+    """
+    found = find_tag(arch, tag)
+    if found is not None and arch.endswith(QUICK) and not found.quick_gelu:
+        plain = arch.removesuffix(QUICK)
+        raise SourceError(
+            f"{where}: the weights of {tag} were trained with GELU, {arch} means QuickGELU. Name openclip:{plain}/{tag}."
         )
     return found
 
 
-def check_arch(source: Source, arch: str, wanted: dict[str, Any]) -> None:
-    """Hold a loaded folder against the architecture that the spec named; its own config has the last word on activation.
+def check_arch(source: Source, arch: str, tag: Tag | None = None) -> None:
+    """Hold a loaded folder against the architecture, and the tag, that the spec named.
+
+    A checkpoint's weights do not show their activation, and the wrong one still gives plausible vectors: where two sources of
+    that knowledge contradict each other nothing is guessed.
 
     Raises:
-        SourceError: the folder holds a model of other sizes.
+        SourceError: the folder holds a model of other sizes or of another activation.
     """
     config: ClipConfig = source.model.config  # type: ignore[assignment]
-    named = read_config(wanted, source.spec, logit_bias=config.logit_bias)
+    named = read_config(known_arch(arch, source.spec, tag), source.spec, logit_bias=config.logit_bias)
     for mine, its, tower in ((named.image, config.image, "image"), (named.text, config.text, "text")):
         asked, found = _sizes(mine), _sizes(its)
-        activations = asked.pop("activation", None), found.pop("activation", None)
-        if activations[0] != activations[1]:
-            log.warning(
-                "%s: %s means %s, the checkpoint's own config says %s: taking that",
-                source.spec,
-                arch,
-                *activations,
-            )
+        wanted, own = asked.pop("activation", None), found.pop("activation", None)
         if asked != found:
             raise SourceError(
                 f"{source.spec}: the checkpoint's {tower} tower has {found}, {arch} has {asked}."
+            )
+        if wanted != own:
+            meant = f"the tag was trained with {wanted}" if tag else f"{arch} means {wanted}"
+            name = f"Name the architecture {'with' if own == 'quick_gelu' else 'without'} {QUICK}"
+            raise SourceError(
+                f"{source.spec}: {meant}, the checkpoint's own config says {own} ({tower} tower). "
+                f"{'Find out which is true' if tag else name}, or correct quick_gelu in a copy of its {CONFIG}."
+            )
+    if tag is not None and config.image is not None:
+        told = read_preprocessing(tag.preprocess_cfg, config.image.image_size, source.spec)
+        if source.preprocessing != told:
+            log.warning(
+                "%s: the repository prepares pictures otherwise than open_clip's table says of the tag: taking %s",
+                source.spec,
+                source.preprocessing,
             )
 
 

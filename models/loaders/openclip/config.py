@@ -19,6 +19,7 @@ _TOP: dict[str, Any] = {
     "embed_dim": 0,
     "vision_cfg": {},
     "text_cfg": {},
+    "multimodal_cfg": {},  # CoCa's captioning decoder: read by nobody here, see the loader
     "quick_gelu": False,
     "custom_text": False,
     "init_logit_scale": None,

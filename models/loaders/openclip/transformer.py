@@ -19,6 +19,7 @@ KEYS: dict[str, Any] = {
     "pad_id": 0,
     "eos_id": 2,
     "no_causal_mask": False,
+    "embed_cls": False,
     "proj_type": "linear",
     "proj_bias": False,
     "final_ln_after_pool": False,
@@ -26,6 +27,8 @@ KEYS: dict[str, Any] = {
     "hf_tokenizer_name": "",
     "tokenizer_kwargs": {},
 }
+
+_POOLS = ("argmax", "eos", "last", "first")
 
 
 def matches(own: Any) -> bool:
@@ -41,8 +44,10 @@ def read(text: dict[str, Any], shared: Shared) -> TextConfig:
         blocks=blocks.blocks(text, text["heads"], shared),
         vocab_size=text["vocab_size"],
         context_length=text["context_length"],
-        pool=one_of(text["pool_type"], ("argmax", "eos", "last", "first"), f"{where}.pool_type"),
+        # a class token is what stands for the text, whatever else the section says
+        pool="class" if text["embed_cls"] else one_of(text["pool_type"], _POOLS, f"{where}.pool_type"),
         eos_id=text["eos_id"],
+        pad_id=text["pad_id"],
         causal=not text["no_causal_mask"],
         projection=projection,
         projection_bias=bool(text["proj_bias"]) and projection,
@@ -58,6 +63,8 @@ def rules(config: TextConfig, weights: Weights) -> dict[str, Rule]:
         **paired({"text.norm_final": "text.ln_final"}),
         **blocks.layer_rules("text", "text", config.blocks.layers, weights),
     }
+    if config.pool == "class":
+        found["text.class_token"] = Rule(("text.cls_emb",))
     if config.projection_bias:
         found |= paired({"text.projection": "text.text_projection"})
     return found
