@@ -25,7 +25,7 @@ FORMATS = {
     "OpenCLIP": "edgeclip.models.loaders.openclip",
 }
 # Of a Hub repository; the weights follow once the format is known.
-_SMALL_FILES = ["*.json", "*.txt", "README.md"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "README.md"]
 _NOT_SMALL = ["onnx/*", "*.index.json"]
 
 

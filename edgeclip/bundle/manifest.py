@@ -51,7 +51,7 @@ class TextSettings:
     eos_id: int | None  # forced to be the last id of a text that was cut; None: the family has none
     dynamic_length: bool  # True: pad to the longest text of the batch; False: always to context_length
     # applied before the tokenizer, see runtime/text
-    clean: Literal["none", "openai", "canonicalize", "lower", "whitespace"] = "none"
+    clean: Literal["none", "openai", "canonicalize", "lower", "whitespace", "siglip"] = "none"
     tokenizer: str = "tokenizer.json"  # file inside the bundle
     vocab_size: int = 0
 

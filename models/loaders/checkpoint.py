@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Rule:
     sources: tuple[str, ...]  # stacked along the first axis, e.g. the weights of query, key and value
     transpose: bool = False  # the checkpoint holds x @ W, ours is a linear layer
     gain: str = ""  # LayerScale vector that multiplies the output rows; "" = none
+    rows: slice | None = None  # of the checkpoint's tensor, e.g. a third of a packed projection; None = all
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in data.items()}
 
 
+def renamed(weights: Weights, patterns: Mapping[str, str]) -> Weights:
+    """The same tensors under other names. `patterns`: regular expression -> what stands for it."""
+    tensors = {}
+    for name, tensor in weights.tensors.items():
+        for pattern, new in patterns.items():
+            name = re.sub(pattern, new, name)
+        tensors[name] = tensor
+    return Weights(weights.where, tensors, weights.digest)
+
+
 def paired(modules: dict[str, str]) -> dict[str, Rule]:
     """Rules for the weight and bias of modules: ours -> theirs."""
     return {
@@ -203,7 +215,19 @@ def fill(
         )
     state = {key: _assemble(weights, chosen[key], like) for key, like in wanted.items()}
     model.load_state_dict(state, assign=True)
+    if any(buffer.is_meta for buffer in model.buffers()):
+        _make_buffers(model, make)
     return model.eval()
+
+
+def _make_buffers(model: nn.Module, make: Callable[[], nn.Module]) -> None:
+    """Buffers that no checkpoint holds, such as tables of angles, as the modules themselves compute them."""
+    with torch.random.fork_rng(devices=[]):
+        made = dict(make().named_buffers())
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner).register_buffer(last, made[name], persistent=False)
 
 
 def _assemble(weights: Weights, rule: Rule, like: Tensor) -> Tensor:
@@ -217,7 +241,11 @@ def _assemble(weights: Weights, rule: Rule, like: Tensor) -> Tensor:
 
 def _part(weights: Weights, name: str, rule: Rule, like: Tensor) -> Tensor:
     tensor = weights.tensors[name]
+    if rule.rows is not None and tensor.ndim:
+        tensor = tensor[rule.rows]
     shape = tuple(like.shape)
+    while tensor.ndim > len(shape) and len(tensor) == 1:  # learned tokens are often stored as a batch of one
+        tensor = tensor[0]
     if len(rule.sources) > 1:
         shape = (shape[0] // len(rule.sources), *shape[1:])
     asked = shape[::-1] if rule.transpose else shape

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from edgeclip.bundle.manifest import TextSettings
 from edgeclip.errors import BundleError, InputError
+from edgeclip.runtime.text import siglip
 from edgeclip.runtime.text.clean import clean
 
 MAX_CHARACTERS = 1 << 20  # of one text: the cleaning and the merges are superlinear in it
@@ -36,6 +37,7 @@ class TextEncoder:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer, self.settings = tokenizer, settings
+        self._ids_of = siglip.SiglipTokenizer(tokenizer).ids if settings.clean == siglip.CLEAN else self._cut
 
     @classmethod
     def open(cls, path: Path, settings: TextSettings) -> TextEncoder:
@@ -91,11 +93,13 @@ class TextEncoder:
             raise InputError(
                 f"texts[{number}]: {len(text)} characters; the limit is {MAX_CHARACTERS}. Shorten it."
             )
-        cleaned = clean(text, self.settings.clean)
         try:
-            # One by one: encode_batch starts a thread pool, which a later fork would inherit broken.
-            return list(self._tokenizer.encode(cleaned).ids)
+            return self._ids_of(text)
         except Exception as error:  # a bare Exception, or TypeError for a lone surrogate
             raise InputError(
                 f"texts[{number}]: cannot be tokenized ({error}). Is it valid Unicode?"
             ) from error
+
+    def _cut(self, text: str) -> list[int]:
+        # One by one: encode_batch starts a thread pool, which a later fork would inherit broken.
+        return list(self._tokenizer.encode(clean(text, self.settings.clean)).ids)

@@ -224,12 +224,12 @@ DAMAGE = {
         r"hidden_act is 'relu', expected one of gelu",
     ),
     "another model type": (
-        lambda f: _edit(f / "config.json", model_type="siglip"),
-        r"model_type is 'siglip'",
+        lambda f: _edit(f / "config.json", model_type="blip"),
+        r"model_type is 'blip'",
     ),
     "MetaCLIP 2, whose end mark truly is 2": (
         lambda f: _edit(f / "config.json", model_type="metaclip_2", text_config__eos_token_id=2),
-        r"model_type is 'metaclip_2'",
+        r"pools at id 2, but its tokenizer ends texts with 713",
     ),
     "more layers than any model has": (
         lambda f: _edit(f / "config.json", text_config__num_hidden_layers=10**9),

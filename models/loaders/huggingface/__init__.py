@@ -1,7 +1,8 @@
 """Hugging Face folders: config.json, model.safetensors (or shards), preprocessor and tokenizer files.
 
 `model_type` in config.json names the family; each is one file beside this one and one line in `MODEL_TYPES`. A family's module
-offers FAMILY (its name in bundles), `read_config`, `rules`, `ignorable` and `read_text`, as `load` below calls them.
+offers FAMILY (its name in bundles), `read_config`, `rules`, `ignorable` and `read_text`, as `load` below calls them; and RENAMED where releases of transformers named
+tensors in several ways.
 """
 
 from __future__ import annotations
@@ -10,24 +11,37 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from edgeclip.errors import SourceError
 from edgeclip.models.clip import Clip
 from edgeclip.models.config import ClipConfig
 from edgeclip.models.loaders import common
-from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights
-from edgeclip.models.loaders.huggingface.files import read_preprocessing
+from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights, renamed
+from edgeclip.models.loaders.huggingface.preprocessing import read_preprocessing
 from edgeclip.models.source import Request, Source
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin",)
 SHARDS = ("model-*-of-*.safetensors",)
 
+_PROCESSOR = "CLIPImageProcessor"  # of files that name none, unless the family's module offers another
 # model_type -> module
 MODEL_TYPES = {
+    "altclip": "edgeclip.models.loaders.huggingface.altclip",
+    "chinese_clip": "edgeclip.models.loaders.huggingface.chinese_clip",
     "clip": "edgeclip.models.loaders.huggingface.clip",
+    "clip_text_model": "edgeclip.models.loaders.huggingface.clip_tower",
+    "clip_vision_model": "edgeclip.models.loaders.huggingface.clip_tower",
+    "metaclip_2": "edgeclip.models.loaders.huggingface.metaclip_2",
+    "siglip": "edgeclip.models.loaders.huggingface.siglip",
+    "vision-text-dual-encoder": "edgeclip.models.loaders.huggingface.vision_text_dual_encoder",
 }
 # model_type -> why not, where there is more to say than that it is unknown
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "siglip2": "This one takes pictures of free size (NaFlex): take a SigLIP 2 of one resolution, e.g. "
+    "hf:google/siglip2-base-patch16-224.",
+}
 
 
 def matches(folder: Path) -> bool:
@@ -47,6 +61,10 @@ def load(folder: Path, name: str, request: Request) -> Source:
     family = _family(data.get("model_type"), path)
     config: ClipConfig = family.read_config(data, path)
     weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
+    weights = renamed(weights, getattr(family, "RENAMED", {}))
+    if config.image is None or config.text is None:
+        # the scale belongs to a pair of towers: the cosines of one stand as they are
+        weights.tensors.setdefault("logit_scale", torch.zeros(()))
     model = fill(lambda: Clip(config), weights, family.rules(config), family.ignorable)
     common.check_scale(model, weights.where)
     tokenizer_json, text = b"", None
@@ -57,7 +75,9 @@ def load(folder: Path, name: str, request: Request) -> Source:
         name,
         family.FAMILY,
         model,
-        preprocessing=None if config.image is None else read_preprocessing(folder, config.image.image_size),
+        preprocessing=None
+        if config.image is None
+        else read_preprocessing(folder, config.image.image_size, getattr(family, "PROCESSOR", _PROCESSOR)),
         text=text,
         tokenizer_json=tokenizer_json,
         licence=common.read_licence(folder),

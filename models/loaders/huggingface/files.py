@@ -1,12 +1,11 @@
-"""The files beside a Hugging Face model's weights: how pictures and texts are prepared."""
+"""The files beside a Hugging Face model's weights that say how texts are prepared."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from edgeclip.bundle.manifest import Preprocessing, TextSettings
+from edgeclip.bundle.manifest import TextSettings
 from edgeclip.errors import SourceError
 from edgeclip.models.config import TextTowerConfig
 from edgeclip.models.loaders import common
@@ -24,76 +23,6 @@ from edgeclip.models.loaders.tokenizer import (
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 TOKENIZER_CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")
 _PADS = ("<|endoftext|>", "[PAD]", "<pad>")  # of CLIP, BERT, and RoBERTa or T5; no vocabulary has two of them
-_RESAMPLE: dict[Any, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-
-
-def read_preprocessing(folder: Path, image_size: tuple[int, int]) -> Preprocessing:
-    """From preprocessor_config.json, or processor_config.json of newer releases. Raises SourceError on what is unclear."""
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        data = read_json(path)
-    else:
-        path = folder / "processor_config.json"
-        data = read_json(path).get("image_processor") if path.is_file() else None  # type: ignore[assignment]
-        if not isinstance(data, dict):
-            raise SourceError(
-                f"{folder}: no preprocessor_config.json, so how pictures are prepared is unknown. "
-                "Copy it from the model that this one was trained from."
-            )
-    if not data.get("do_resize", True) or not data.get("do_rescale", True):
-        raise SourceError(f"{path}: do_resize and do_rescale must be true.")
-    factor, resample = data.get("rescale_factor", 1 / 255), data.get("resample", 3)
-    if type(factor) not in (int, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        raise SourceError(f"{path}: rescale_factor is {factor!r}, expected 1/255.")
-    if type(resample) is not int or resample not in _RESAMPLE:
-        raise SourceError(f"{path}: resample is {resample!r}, expected one of {list(_RESAMPLE)}.")
-    normalize = data.get("do_normalize", True)
-    mean = (
-        common.triple(data.get("image_mean", common.OPENAI_MEAN), f"{path}: image_mean")
-        if normalize
-        else (0.0,) * 3
-    )
-    std = (
-        common.stds(data.get("image_std", common.OPENAI_STD), f"{path}: image_std")
-        if normalize
-        else (1.0,) * 3
-    )
-    size, resize = _sizes(data, path)
-    if size != image_size:
-        raise SourceError(f"{path}: makes pictures of {size}, but the image tower takes {image_size} (H, W).")
-    return Preprocessing(
-        size=size,
-        mode="shortest_crop" if resize else "squash",
-        resample=_RESAMPLE[resample],
-        mean=mean,
-        std=std,
-        resize=resize,
-    )
-
-
-def _sizes(data: dict[str, Any], path: Path) -> tuple[tuple[int, int], int]:
-    """-> ((H, W) of the result, target of the shorter side or 0 for squashing)."""
-    size = data.get("size", {"shortest_edge": 224})
-    if type(size) is int:
-        size = {"shortest_edge": size}
-    crop = data.get("crop_size", 224) if data.get("do_center_crop", True) else None
-    if isinstance(crop, dict):
-        crop = [crop.get("height"), crop.get("width")]
-    cropped = common.pair(crop, f"{path}: crop_size") if crop is not None else None
-    if isinstance(size, dict) and "shortest_edge" in size and cropped:
-        shorter, _ = common.pair(size["shortest_edge"], f"{path}: shortest_edge")
-        if shorter < max(cropped):
-            raise SourceError(
-                f"{path}: the shorter side is scaled to {shorter}, less than the crop {cropped}."
-            )
-        return cropped, shorter
-    if isinstance(size, dict) and {"height", "width"} <= set(size):
-        squashed = common.pair([size["height"], size["width"]], f"{path}: size")
-        if cropped in (None, squashed):
-            return squashed, 0
-    raise SourceError(
-        f"{path}: size {size!r} with crop {crop!r} is not a way of preparing pictures that edgeclip knows."
-    )
 
 
 def folder_tokenizer(folder: Path) -> bytes:
@@ -138,13 +67,13 @@ def stated_tokenizer(folder: Path) -> dict[str, Any]:
         data = read_json(folder / name) if (folder / name).is_file() else {}
         for key, value in data.items():
             text = value.get("content") if key.endswith("_token") and isinstance(value, dict) else value
-            if not key.endswith("_token") or isinstance(text, str):
+            if not key.endswith("_token") or isinstance(text, str | bool):  # bool: whether one is added
                 found[key] = text
     return found
 
 
-def pad_id(folder: Path, tokenizer_json: bytes) -> int:
-    """The id that texts are padded with, as the folder states it, else as transformers takes it.
+def pad_id(folder: Path, tokenizer_json: bytes, pads: tuple[str, ...] = _PADS) -> int:
+    """The id that texts are padded with, as the folder states it, else the first of `pads` that there is.
 
     Raises:
         SourceError: the tokenizer has no such token, or the folder pads or cuts on the left.
@@ -155,7 +84,7 @@ def pad_id(folder: Path, tokenizer_json: bytes) -> int:
             raise SourceError(
                 f"{folder}: {name} is {stated[name]!r}; edgeclip pads and cuts texts on the right."
             )
-    wanted = (stated["pad_token"],) if stated.get("pad_token") else _PADS
+    wanted = (stated["pad_token"],) if stated.get("pad_token") else pads
     found = (token_id(tokenizer_json, token) for token in wanted)
     if (first := next((i for i in found if i is not None), None)) is None:
         raise SourceError(
@@ -164,7 +93,14 @@ def pad_id(folder: Path, tokenizer_json: bytes) -> int:
     return first
 
 
-def text_settings(folder: Path, config: TextTowerConfig, tokenizer_json: bytes) -> TextSettings:
+def text_settings(
+    folder: Path,
+    config: TextTowerConfig,
+    tokenizer_json: bytes,
+    *,
+    pads: tuple[str, ...] = _PADS,
+    clean: str = "none",
+) -> TextSettings:
     """Padding, length and cleaning of texts, from the tokenizer's files. Raises SourceError for a padding token that is none."""
     stated = stated_tokenizer(folder).get("model_max_length")
     limit = None  # 1e30 stands for that too
@@ -173,8 +109,8 @@ def text_settings(folder: Path, config: TextTowerConfig, tokenizer_json: bytes) 
     return common.text_settings(
         config,
         tokenizer_json,
-        pad_id=pad_id(folder, tokenizer_json),
-        clean="none",
+        pad_id=pad_id(folder, tokenizer_json, pads),
+        clean=clean,
         where=str(folder),
         limit=limit,
     )
