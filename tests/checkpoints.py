@@ -23,6 +23,8 @@ SIZES = {
     "B/16": (768, 12, 16, 224, 512, 8, 512),
     "L/14": (1024, 16, 14, 224, 768, 12, 768),
     "L/14-336": (1024, 16, 14, 336, 768, 12, 768),
+    "TinyCLIP-8M/16": (256, 4, 16, 224, 256, 4, 512),
+    "TinyCLIP-61M/32": (640, 10, 32, 224, 640, 10, 512),
     "tiny": (64, 4, 16, 32, 48, 4, 32),
 }
 DEPTHS = {"B/32": (12, 12), "B/16": (12, 12), "L/14": (24, 12), "L/14-336": (24, 12)}
@@ -254,7 +256,7 @@ def write_openclip(
     model.visual.preprocess_cfg = stated
     save_for_hf(model, _NoTokenizer(), config, str(folder), safe_serialization=not pickle)
     vocab_size = config["text_cfg"].get("vocab_size", 49408)
-    if vocab_size != 49408:
+    if vocab_size != 49408 and not config["text_cfg"].get("hf_tokenizer_name"):
         _, merges = clip_vocabulary(vocab_size - 514)
         lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
         (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

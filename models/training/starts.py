@@ -54,7 +54,13 @@ def from_source(recipe: Recipe) -> Source:
         raise TrainingError(
             "init_from: not set. Name the source to start from, e.g. --set init_from=hf:openai/clip-vit-base-patch32."
         )
-    return load_source(recipe.init_from)
+    source = load_source(recipe.init_from)
+    for tower, part in (("image", source.preprocessing), ("text", source.text)):
+        if part is None:
+            raise TrainingError(
+                f"init_from: {recipe.init_from} has no {tower} tower, and training needs both. Name the whole model."
+            )
+    return source
 
 
 def from_scratch(recipe: Recipe) -> Source:

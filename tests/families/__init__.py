@@ -50,6 +50,17 @@ FAMILIES: dict[str, str] = {
     "SigLIP": "tests.families.siglip",
     "CLIP ResNets": "tests.families.resnet",
     "CoCa": "tests.families.coca",
+    "Multilingual OpenCLIP": "tests.families.openclip_hf_text",
+    "Chinese-CLIP": "tests.families.chinese_clip",
+    "AltCLIP": "tests.families.altclip",
+    "Vision-text dual encoder": "tests.families.vision_text",
+    "CLIPA": "tests.families.clipa",
+    "OpenCLIP ViTs": "tests.families.openclip_vit",
+    "TinyCLIP": "tests.families.tinyclip",
+    "Single towers of CLIP": "tests.families.single_towers",
+    "OpenCLIP's SigLIP": "tests.families.openclip_siglip",
+    "MobileCLIP": "tests.families.mobileclip",
+    "OpenCLIP with timm towers": "tests.families.openclip_timm",
 }
 
 

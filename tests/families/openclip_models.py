@@ -27,14 +27,14 @@ def write(
     tag: str = "",
     real: dict[str, Any] | None = None,
     tiny: dict[str, Any] | None = None,
-    text: dict[str, Any] | None = None,
+    tokenizer: Callable[[Path], int] | None = None,
 ) -> Write:
-    """A model with open_clip's byte-pair tokenizer.
+    """A model of open_clip's.
 
     Args:
         tag: whose preprocessing it has; "" = open_clip's default.
         real, tiny: settings of the image tower at these sizes, over open_clip's own.
-        text: settings of the text tower at size "tiny", over small widths.
+        tokenizer: writes that of Hugging Face which the config names, and gives the rows that it needs; None = open_clip's own.
     """
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -44,13 +44,13 @@ def write(
         config = openclip_config(arch, layers=None)
         if size != "full":
             config["vision_cfg"].update({"layers": 2, **((real if size == "real" else tiny) or {})})
-            config["text_cfg"].update(
-                {"layers": 2} if size == "real" else {"layers": 2, **TINY_TEXT, **(text or {})}
-            )
+            config["text_cfg"].update({"layers": 2, **(TINY_TEXT if size == "tiny" else {})})
             if "multimodal_cfg" in config:
                 config["multimodal_cfg"].update(layers=1, width=config["text_cfg"].get("width", 512), heads=4)
         if size == "tiny":
             config["embed_dim"] = 32
+        if tokenizer is not None:
+            config["text_cfg"]["vocab_size"] = tokenizer(folder)
         model = write_openclip(folder, config, preprocessing=preprocessing)
         return of(folder, model, with_ids=size != "tiny")
 

@@ -8,5 +8,5 @@ TINY = {"layers": [1, 2, 1, 1], "width": 16, "image_size": 64}
 
 MODELS = {
     name: write(name, tag="openai", real={"layers": [1, 2, 1, 1]}, tiny=TINY)
-    for name in ("RN50-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu")
+    for name in ("RN50-quickgelu", "RN50x16-quickgelu")
 }

@@ -38,30 +38,39 @@ def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     shared = common.overlay(
         {"projection_dim": 512}, {"projection_dim": data.get("projection_dim")}, str(path)
     )
-    image, text = section(data, "vision_config", _IMAGE, path), section(data, "text_config", _TEXT, path)
+    return ClipConfig(
+        embed_dim=shared["projection_dim"], image=read_image(data, path), text=read_text_config(data, path)
+    )
+
+
+def read_image(data: dict[str, Any], path: Path) -> ImageConfig:
+    """CLIP's vision_config as ours. Raises SourceError on an impossible value."""
+    image = section(data, "vision_config", _IMAGE, path)
     sides = common.pair(image["patch_size"], f"{path}: patch_size")
     if sides[0] != sides[1] or image["num_channels"] != 3:
         raise SourceError(
             f"{path}: expected square patches of 3 channels, got {sides} of {image['num_channels']}."
         )
+    return ImageConfig(
+        blocks=blocks(image, f"{path}: vision_config"),
+        image_size=common.pair(image["image_size"], f"{path}: image_size"),
+        patch_size=sides[0],
+    )
+
+
+def read_text_config(data: dict[str, Any], path: Path) -> TextConfig:
+    """CLIP's text_config as ours. Raises SourceError on an impossible value."""
+    text = section(data, "text_config", _TEXT, path)
     eos = text["eos_token_id"]
     if type(eos) is not int:
         raise SourceError(f"{path}: expected one eos_token_id, got {eos!r}.")
-    return ClipConfig(
-        embed_dim=shared["projection_dim"],
-        image=ImageConfig(
-            blocks=blocks(image, f"{path}: vision_config"),
-            image_size=common.pair(image["image_size"], f"{path}: image_size"),
-            patch_size=sides[0],
-        ),
-        text=TextConfig(
-            blocks=blocks(text, f"{path}: text_config"),
-            vocab_size=text["vocab_size"],
-            context_length=text["max_position_embeddings"],
-            # configs written before the id was corrected carry 2, which transformers reads as "largest id"
-            pool="argmax" if eos == 2 else "eos",
-            eos_id=eos,
-        ),
+    return TextConfig(
+        blocks=blocks(text, f"{path}: text_config"),
+        vocab_size=text["vocab_size"],
+        context_length=text["max_position_embeddings"],
+        # configs written before the id was corrected carry 2, which transformers reads as "largest id"
+        pool="argmax" if eos == 2 else "eos",
+        eos_id=eos,
     )
 
 
@@ -70,23 +79,37 @@ def rules(config: ClipConfig) -> dict[str, Rule]:
     assert isinstance(config.image, ImageConfig)
     assert isinstance(config.text, TextConfig)
     return {
+        **image_rules(config.image),
+        **text_rules(config.text),
         "logit_scale": Rule(("logit_scale",)),
+    }
+
+
+def image_rules(config: ImageConfig) -> dict[str, Rule]:
+    """Where each tensor of the image tower comes from."""
+    return {
         "image.class_token": Rule(("vision_model.embeddings.class_embedding",)),
         "image.patches.weight": Rule(("vision_model.embeddings.patch_embedding.weight",)),
         "image.position": Rule(("vision_model.embeddings.position_embedding.weight",)),
         "image.projection.weight": Rule(("visual_projection.weight",)),
-        "text.embedding.weight": Rule(("text_model.embeddings.token_embedding.weight",)),
-        "text.position": Rule(("text_model.embeddings.position_embedding.weight",)),
-        "text.projection.weight": Rule(("text_projection.weight",)),
         **paired(
             {
                 "image.norm_pre": "vision_model.pre_layrnorm",  # the name's spelling is the format's
                 "image.norm_post": "vision_model.post_layernorm",
-                "text.norm_final": "text_model.final_layer_norm",
             }
         ),
-        **layer_rules("image", "vision_model", config.image.blocks.layers),
-        **layer_rules("text", "text_model", config.text.blocks.layers),
+        **layer_rules("image", "vision_model", config.blocks.layers),
+    }
+
+
+def text_rules(config: TextConfig) -> dict[str, Rule]:
+    """Where each tensor of the text tower comes from."""
+    return {
+        "text.embedding.weight": Rule(("text_model.embeddings.token_embedding.weight",)),
+        "text.position": Rule(("text_model.embeddings.position_embedding.weight",)),
+        "text.projection.weight": Rule(("text_projection.weight",)),
+        **paired({"text.norm_final": "text_model.final_layer_norm"}),
+        **layer_rules("text", "text_model", config.blocks.layers),
     }
 
 
