@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -30,28 +31,36 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def trained(kind: Kind, *, runs: bool = False, **changes: Any) -> bytes:
+    """A SentencePiece model of a family's kind, as the bytes of its file.
+
+    Args:
+        runs: learn runs of one letter too: pieces of several lengths, so that a run may be cut in many equally good ways.
+        changes: of the trainer's settings.
+    """
+    return _trained(kind, runs, json.dumps(changes))
+
+
 @cache
-def trained(kind: Kind, pieces: int = 6000, **changes: Any) -> bytes:
-    """A SentencePiece model of a family's kind, as the bytes of its file."""
+def _trained(kind: Kind, runs: bool, changes: str) -> bytes:
     import sentencepiece
 
-    lines = [text.replace("\n", " ") for text in corpus(seed=7) if not _repeats(text)]
+    lines = [text.replace("\n", " ") for text in corpus(seed=7) if runs or not _repeats(text)]
     file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=file,
-        vocab_size=pieces,
+        vocab_size=6000,
         character_coverage=0.98,
         hard_vocab_limit=False,
         num_threads=1,
         minloglevel=2,
-        **{**_SETTINGS[kind], **changes},
+        **{**_SETTINGS[kind], **json.loads(changes)},
     )
     return file.getvalue()
 
 
 def _repeats(text: str) -> bool:
-    """Runs of one letter: they would become pieces of several lengths, and a run then two ways of equal score."""
     return any(letter * 4 in text.lower() for letter in set(text.lower()))
 
 
