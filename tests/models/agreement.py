@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
 from edgeclip.models.source import Source
+from edgeclip.models.sources import load_source, save_source
 from tests.checkpoints import TEXTS, fixed_pixels
 
 # Noise on unit vectors is 2e-7 at most; the faults that the tests plant move them by 4e-6 and more.
@@ -39,6 +41,27 @@ def inputs(source: Source, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
             ids = [*ids[: text.context_length - 1], ids[-1]]
         rows.append(ids + [text.pad_id] * (text.context_length - len(ids)))
     return fixed_pixels(n, *source.preprocessing.size), torch.tensor(rows)
+
+
+def assert_saves_and_loads(source: Source, folder: Path) -> None:
+    """Through edgeclip's own checkpoint: the same model, and the same of everything that a bundle must know."""
+    save_source(
+        folder,
+        model=source.model,
+        preprocessing=source.preprocessing,
+        text=source.text,
+        tokenizer_json=source.tokenizer_json,
+        licence=source.licence,
+    )
+    again = load_source(str(folder))
+    assert (again.preprocessing, again.text, again.pooling) == (
+        source.preprocessing,
+        source.text,
+        source.pooling,
+    )
+    assert again.model.config == source.model.config
+    torch.testing.assert_close(again.model.state_dict(), source.model.state_dict(), rtol=0, atol=0)
+    assert (folder / "tokenizer.json").is_file() is (source.text is not None)
 
 
 def worst(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> tuple[float, ...]:

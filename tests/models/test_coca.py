@@ -19,7 +19,7 @@ from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
 from tests.checkpoints import openclip_config, write_openclip
 from tests.families.coca import TINY
-from tests.models.agreement import TOLERANCE, worst
+from tests.models.agreement import TOLERANCE, assert_saves_and_loads, worst
 from tests.mutants import broken
 
 LENGTH = 12
@@ -122,6 +122,10 @@ def test_the_decoder_is_left_out_and_said_to_be(tmp_path: Path, caplog: pytest.L
     told = [record.getMessage() for record in caplog.records if "captioning" in record.getMessage()]
     assert len(told) == 1
     assert "its captioning decoder (29 tensors) is left out" in told[0]
+
+
+def test_edgeclips_own_checkpoint(tiny: tuple[Any, Source], tmp_path: Path) -> None:
+    assert_saves_and_loads(tiny[1], tmp_path / "ours")
 
 
 def edit(folder: Path, drop: str = "", **text: Any) -> None:

@@ -14,6 +14,8 @@ import torch
 from edgeclip.errors import SourceError
 from edgeclip.models.sources import load_source, save_source
 from tests.checkpoints import openclip_config, write_hf, write_openclip
+from tests.models.test_coca import config as coca_config
+from tests.models.test_resnet import config as resnet_config
 
 NONSENSE = (None, True, -1, 0, 2.5, float("nan"), 10**12, "x", [], [1, 2, 3], {"height": "x"})
 # what transformers writes beside and no loader reads: spoiling it only takes time
@@ -56,6 +58,8 @@ FORMATS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda folder: write_openclip(folder, openclip_config("tiny", (1, 1))),
         ("open_clip_config.json",),
     ),
+    "CLIP's ResNets": (lambda folder: write_openclip(folder, resnet_config()), ("open_clip_config.json",)),
+    "CoCa": (lambda folder: write_openclip(folder, coca_config()), ("open_clip_config.json",)),
     "edgeclip": (write_own, ("config.json",)),
 }
 

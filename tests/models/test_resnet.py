@@ -23,7 +23,7 @@ from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
 from tests.checkpoints import fixed_pixels, openclip_config, write_openclip
 from tests.families.resnet import TINY
-from tests.models.agreement import TOLERANCE, inputs, our_outputs, worst
+from tests.models.agreement import TOLERANCE, assert_saves_and_loads, inputs, our_outputs, worst
 from tests.mutants import broken
 
 TEXT = {"width": 48, "heads": 4, "layers": 2, "vocab_size": 714}
@@ -157,6 +157,10 @@ def test_openais_own_files(counted: bool, tmp_path: Path, monkeypatch: pytest.Mo
     source = load_source(f"openclip:RN-tiny-quickgelu/{file}")
     pixels, ids = inputs(source)
     assert max(worst(our_outputs(model, pixels, ids), our_outputs(source.model, pixels, ids))) < TOLERANCE
+
+
+def test_edgeclips_own_checkpoint(tiny: tuple[Any, Source], tmp_path: Path) -> None:
+    assert_saves_and_loads(tiny[1], tmp_path / "ours")
 
 
 def edit(folder: Path, **changes: Any) -> None:

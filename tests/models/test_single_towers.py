@@ -17,10 +17,10 @@ from edgeclip.bundle import open_bundle
 from edgeclip.cli import run
 from edgeclip.errors import InputError, SourceError
 from edgeclip.export.api import export_bundle
-from edgeclip.models.sources import load_source, save_source
+from edgeclip.models.sources import load_source
 from tests.checkpoints import write_hf
 from tests.families.single_towers import write_tower
-from tests.models.agreement import TOLERANCE
+from tests.models.agreement import TOLERANCE, assert_saves_and_loads
 
 TEXT, IMAGE = "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"
 
@@ -112,24 +112,9 @@ def test_training_needs_both(tmp_path: Path) -> None:
 def test_edgeclips_own_checkpoint_of_one_tower(name: str, tmp_path: Path) -> None:
     write_tower(tmp_path / "theirs", name)
     source = load_source(str(tmp_path / "theirs"))
-    save_source(
-        tmp_path / "ours",
-        model=source.model,
-        preprocessing=source.preprocessing,
-        text=source.text,
-        tokenizer_json=source.tokenizer_json,
-        licence=source.licence,
-    )
-    again = load_source(str(tmp_path / "ours"))
-    assert (again.preprocessing, again.text, again.pooling) == (
-        source.preprocessing,
-        source.text,
-        source.pooling,
-    )
-    torch.testing.assert_close(again.model.state_dict(), source.model.state_dict(), rtol=0, atol=0)
-    assert (tmp_path / "ours" / "tokenizer.json").is_file() is (source.text is not None)
+    assert_saves_and_loads(source, tmp_path / "ours")
     with pytest.raises(SourceError, match=r"this model has no (image|text) tower"):
-        (again.model.encode_image if again.model.image is None else again.model.encode_text)(
+        (source.model.encode_image if source.model.image is None else source.model.encode_text)(
             torch.zeros(1, 4)
         )
 
