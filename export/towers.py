@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from edgeclip.bundle import Port
 from edgeclip.errors import SourceError
-from edgeclip.export import clip_towers, nano_towers, resnet_towers
+from edgeclip.export import clip_towers, encoder_towers, nano_towers, resnet_towers
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.nano import NanoImage, NanoText
+from edgeclip.models.pooled_vit import PooledVitTower
 from edgeclip.models.resnet import ResNetTower
 from edgeclip.models.source import Source
+from edgeclip.models.t5 import T5Tower
+from edgeclip.models.text_encoder import TextEncoderTower
 
 Kind = Literal["image", "text"]
 
@@ -29,6 +32,9 @@ Kind = Literal["image", "text"]
 TOWERS: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]]]] = {
     ImageTower: clip_towers.image_tower,
     TextTower: clip_towers.text_tower,
+    PooledVitTower: encoder_towers.pooled_vit_tower,
+    TextEncoderTower: encoder_towers.encoder_tower,
+    T5Tower: encoder_towers.t5_tower,
     ResNetTower: resnet_towers.image_tower,
     NanoImage: nano_towers.image_tower,
     NanoText: nano_towers.text_tower,

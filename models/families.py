@@ -172,7 +172,7 @@ FAMILIES: tuple[Family, ...] = (
         (Known("hf:BAAI/AltCLIP", "creativeml-openrail-m"), Known("hf:BAAI/AltCLIP-m9", "creativeml-openrail-m")),
     ),
     Family(
-        "Vision-text dual encoder", ("Hugging Face vision-text-dual-encoder",), "ViT", "BERT, RoBERTa or XLM-RoBERTa", ("cls/first",),
+        "Vision-text dual encoder", ("Hugging Face vision-text-dual-encoder",), "ViT", "BERT, RoBERTa or XLM-RoBERTa", ("cls/pooler",),
         "softmax", "as the towers' configs say", "as preprocessor_config.json says", "the text model's own tokenizer",
         (Known("hf:clip-italian/clip-italian", "gpl-3.0"),),
     ),

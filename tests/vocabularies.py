@@ -47,7 +47,7 @@ def write_bert_tokenizer(folder: Path, *, lower: bool = True, legacy: bool = Fal
     special = ["[PAD]", *(f"[unused{i}]" for i in range(1, 9)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [word.lower() if lower else word for word in _words()]
     pieces = [*special, *_letters(), *(f"##{letter}" for letter in _letters()), *words, "##ing", "##s"]
-    vocab = _numbered([*pieces, *(f"[room{i}]" for i in range(room - len(dict.fromkeys(pieces))))])
+    vocab = _numbered([*pieces, *_room(len(dict.fromkeys(pieces)), room)])
     BertTokenizer(vocab=vocab, do_lower_case=lower).save_pretrained(folder)
     if legacy:
         (folder / "tokenizer.json").unlink()
@@ -55,31 +55,15 @@ def write_bert_tokenizer(folder: Path, *, lower: bool = True, legacy: bool = Fal
     return len(vocab)
 
 
-def write_roberta_tokenizer(folder: Path, *, legacy: bool = False) -> int:
-    """RobertaTokenizer's files. -> its size. `legacy`: vocab.json and merges.txt, without tokenizer.json."""
+def write_roberta_tokenizer(folder: Path, *, legacy: bool = False, room: int = 0) -> int:
+    """RobertaTokenizer's files. -> its size. `legacy`: vocab.json and merges.txt, without tokenizer.json. `room`: as above."""
     from transformers import RobertaTokenizer
 
-    merges = [
-        ("\u0120", "a"),
-        ("\u0120", "t"),
-        ("i", "n"),
-        ("in", "g"),
-        ("\u0120", "p"),
-        ("h", "o"),
-        ("\u0120p", "ho"),
-    ]
-    merges += [
-        ("t", "o"),
-        ("\u0120pho", "to"),
-        ("o", "f"),
-        ("\u0120", "of"),
-        ("\u00c3", "\u00a9"),
-        ("\u0120t", "w"),
-    ]
+    pairs = "\u0120 a,\u0120 t,i n,in g,\u0120 p,h o,\u0120p ho,t o,\u0120pho to,o f,\u0120 of,\u00c3 \u00a9,\u0120t w"
+    merges = [(left, right) for left, right in (pair.split() for pair in pairs.split(","))]
     symbols = [symbol for _, symbol in sorted(byte_symbols().items())]
-    vocab = _numbered(
-        ["<s>", "<pad>", "</s>", "<unk>", *symbols, *("".join(pair) for pair in merges), "<mask>"]
-    )
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *symbols, *("".join(pair) for pair in merges), "<mask>"]
+    vocab = _numbered([*tokens, *_room(len(tokens), room)])
     RobertaTokenizer(vocab=vocab, merges=merges).save_pretrained(folder)
     if legacy:
         (folder / "tokenizer.json").unlink()
@@ -102,23 +86,34 @@ def _unigrams(special: list[str], last: list[str]) -> list[tuple[str, float]]:
     return list(pieces.items())
 
 
-def write_xlm_roberta_tokenizer(folder: Path) -> int:
-    """XLMRobertaTokenizer's files. -> its size."""
+def write_xlm_roberta_tokenizer(folder: Path, *, room: int = 0) -> int:
+    """XLMRobertaTokenizer's files. -> its size. `room`: as above."""
     from transformers import XLMRobertaTokenizer
 
     vocab = _unigrams(["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"])
+    vocab += [(token, -100.0) for token in _room(len(vocab), room)]
     XLMRobertaTokenizer(vocab=vocab).save_pretrained(folder)
     return len(vocab)
 
 
-def write_t5_tokenizer(folder: Path, **settings: Any) -> int:
-    """T5Tokenizer's files, with the hundred reserved tokens behind the vocabulary. -> its size without them."""
+def write_t5_tokenizer(folder: Path, *, room: int = 0, **settings: Any) -> int:
+    """T5Tokenizer's files, with the hundred reserved tokens behind the vocabulary. -> its size without them. `room`: as above."""
     from transformers import T5Tokenizer
 
     reserved = [f"<extra_id_{i}>" for i in reversed(range(100))]
-    vocab = _unigrams(["<pad>", "</s>", "<unk>"], reserved)
+    vocab = _unigrams(["<pad>", "</s>", "<unk>"], [])
+    vocab += [(token, -100.0) for token in _room(len(vocab), room)] + [(token, 0.0) for token in reserved]
     T5Tokenizer(vocab=vocab, **settings).save_pretrained(folder)
     return len(vocab) - len(reserved)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """A JSON file."""
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def _room(found: int, wanted: int) -> list[str]:
+    return [f"[room{i}]" for i in range(wanted - found)]
 
 
 def _numbered(tokens: Iterable[str]) -> dict[str, int]:

@@ -25,6 +25,19 @@ def features(model: Any) -> tuple[Callable[..., torch.Tensor], Callable[..., tor
     )
 
 
+def masked_features(
+    model: Any, pad_id: int
+) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+    """Like `features`, of a model that hides padding by the mask that its tokenizer makes."""
+    image, _ = features(model)
+    return (
+        image,
+        lambda ids: (
+            model.get_text_features(input_ids=ids, attention_mask=ids.ne(pad_id).long()).pooler_output
+        ),
+    )
+
+
 def tokenize(folder: Path, length: int) -> Callable[[Sequence[str]], NDArray[np.int64]]:
     """Ids by the tokenizer that the folder holds."""
     from transformers import AutoTokenizer

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -39,12 +40,12 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLES = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
 SHARDS: tuple[str, ...] = ()
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")  # scalars that OpenAI's own files carry
-NO_WEIGHTS = ("attn_mask", "num_batches_tracked")  # endings of names that may stand in a checkpoint
+NO_WEIGHTS = ("attn_mask", "num_batches_tracked", "position_ids")  # endings of names that may stand in a checkpoint
 
 _HERE = "edgeclip.models.loaders.openclip"
 # Tried in this order.
 IMAGE_TOWERS = (f"{_HERE}.resnet", f"{_HERE}.vit")
-TEXT_TOWERS = (f"{_HERE}.transformer",)
+TEXT_TOWERS = (f"{_HERE}.hf_text", f"{_HERE}.transformer")
 
 
 def matches(folder: Path) -> bool:
@@ -102,7 +103,7 @@ def _source(
     where: str,
 ) -> Source:
     state = _text_prefixed(_without_decoder(weights, model_cfg))
-    config, (image, text) = _read(model_cfg, where, logit_bias="logit_bias" in state.tensors)
+    config, (image, text) = _read(model_cfg, where, state.tensors)
     assert config.image is not None
     assert config.text is not None
     rules = {
@@ -131,17 +132,19 @@ def _source(
 
 def read_config(model_cfg: Any, where: str, *, logit_bias: bool) -> ClipConfig:
     """A `model_cfg` as ours. Raises SourceError on a key or value that describes a tower which no module here knows."""
-    return _read(model_cfg, where, logit_bias=logit_bias)[0]
+    return _read(model_cfg, where, ("logit_bias",) if logit_bias else ())[0]
 
 
-def _read(own: Any, where: str, *, logit_bias: bool) -> tuple[ClipConfig, tuple[ModuleType, ModuleType]]:
+def _read(
+    own: Any, where: str, tensors: Collection[str]
+) -> tuple[ClipConfig, tuple[ModuleType, ModuleType]]:
     top = top_level(own, where)
     image, text = _tower(IMAGE_TOWERS, top["vision_cfg"]), _tower(TEXT_TOWERS, top["text_cfg"])
     configs = []
     for module, name in ((image, "vision_cfg"), (text, "text_cfg")):
-        shared = Shared(top["embed_dim"], top["quick_gelu"], f"{where}: {name}")
+        shared = Shared(top["embed_dim"], top["quick_gelu"], f"{where}: {name}", tensors)
         configs.append(module.read(section(top[name], module.KEYS, shared.where), shared))
-    return ClipConfig(top["embed_dim"], configs[0], configs[1], logit_bias), (image, text)
+    return ClipConfig(top["embed_dim"], configs[0], configs[1], "logit_bias" in tensors), (image, text)
 
 
 def _tower(names: tuple[str, ...], own: dict[str, Any]) -> ModuleType:

@@ -6,6 +6,7 @@ Facts of the format follow open_clip (keys, defaults, poolings, preprocessing).
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,10 @@ _OFF: dict[str, Any] = {
     **dict.fromkeys(("scale_fc", "embed_cls"), False),
     **dict.fromkeys(("block_type", "timm_model_name", "hf_model_name", "tokenizer_mode"), None),
 }
+_NULLS: dict[str, Any] = {
+    **dict.fromkeys(("timm_pool", "timm_proj", "hf_pooler_type"), ""),
+    "hf_proj_type": "none",
+}  # what null says where it is not the default
 _OF_ANOTHER_TOWER = ("timm_", "hf_")  # settings of a tower whose name the section does not give
 
 
@@ -45,6 +50,7 @@ class Shared:
     embed_dim: int
     quick_gelu: bool
     where: str  # names the section in messages
+    tensors: Collection[str] = ()  # names in the checkpoint, where there is one
 
 
 def top_level(own: Any, where: str) -> dict[str, Any]:
@@ -63,9 +69,11 @@ def section(own: Any, keys: dict[str, Any], where: str) -> dict[str, Any]:
         raise SourceError(f"{where}: expected an object, got {own!r}. The file is damaged: fetch it again.")
     for key, value in own.items():
         known = key in keys or (key in _OFF and value == _OFF[key])
-        if not known and not (key.startswith(_OF_ANOTHER_TOWER) and key not in _OFF):
+        others = (prefix for prefix in _OF_ANOTHER_TOWER if not own.get(f"{prefix}model_name"))
+        if not known and not (key.startswith(tuple(others)) and key not in _OFF):
             raise SourceError(f"{where}.{key} = {value!r} describes a model that edgeclip cannot load yet.")
-    return common.overlay(keys, {key: own[key] for key in own if key in keys}, where)
+    stated = {key: _NULLS.get(key) if own[key] is None else own[key] for key in own if key in keys}
+    return common.overlay(keys, stated, where)
 
 
 def one_of(value: Any, allowed: tuple[str, ...] | range, where: str) -> Any:

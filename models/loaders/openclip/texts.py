@@ -12,6 +12,7 @@ from edgeclip.bundle.manifest import TextSettings
 from edgeclip.errors import SourceError
 from edgeclip.models.config import TextTowerConfig
 from edgeclip.models.loaders import common
+from edgeclip.models.loaders.bert_encoder import check_padding
 from edgeclip.models.loaders.bert_tokenizer import bert_tokenizer, read_pieces
 from edgeclip.models.loaders.hub import download
 from edgeclip.models.loaders.huggingface import files
@@ -87,7 +88,10 @@ def _hugging_face(
     if strip:  # in the texts themselves the mark keeps its id: nobody writes it
         tokenizer_json = end_as(tokenizer_json, tokenizer.encode("a").ids[-1], 0)
     pad = files.pad_id(folder, tokenizer_json)
-    return tokenizer_json, common.text_settings(config, tokenizer_json, pad_id=pad, clean=clean, where=where)
+    settings = common.text_settings(config, tokenizer_json, pad_id=pad, clean=clean, where=where)
+    if config.KIND in ("encoder", "t5"):
+        check_padding(config, settings, where)
+    return tokenizer_json, settings
 
 
 def _tokenizer_folder(folder: Path, name: str, request: Request) -> Path:
