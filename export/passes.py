@@ -60,6 +60,9 @@ def remove_unused(model: ir.Model) -> PassReport:
 def share_initializers(model: ir.Model) -> PassReport:
     """Let equal initializers be one."""
     before = len(model.graph.initializers)
+    for value in model.graph.initializers.values():  # what the exporter folded may be a view
+        if value.const_value is not None and not (array := value.const_value.numpy()).flags.c_contiguous:
+            value.const_value = ir.tensor(np.ascontiguousarray(array))
     common.DeduplicateHashedInitializersPass()(model)
     return PassReport("share_initializers", before - len(model.graph.initializers))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeclip.bundle import Port
 from edgeclip.errors import SourceError
-from edgeclip.export import clip_towers, encoder_towers, nano_towers, resnet_towers
+from edgeclip.export import clip_towers, encoder_towers, nano_towers, resnet_towers, timm_towers
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.nano import NanoImage, NanoText
@@ -24,6 +24,7 @@ from edgeclip.models.resnet import ResNetTower
 from edgeclip.models.source import Source
 from edgeclip.models.t5 import T5Tower
 from edgeclip.models.text_encoder import TextEncoderTower
+from edgeclip.models.timm_tower import TimmTower
 
 Kind = Literal["image", "text"]
 
@@ -36,6 +37,7 @@ TOWERS: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]
     TextEncoderTower: encoder_towers.encoder_tower,
     T5Tower: encoder_towers.t5_tower,
     ResNetTower: resnet_towers.image_tower,
+    TimmTower: timm_towers.image_tower,
     NanoImage: nano_towers.image_tower,
     NanoText: nano_towers.text_tower,
 }

@@ -16,6 +16,7 @@ TOWERS = {
     "pooled_vit": ("edgeclip.models.pooled_vit", "PooledVitConfig", "edgeclip.models.pooled_vit", "PooledVitTower"),
     "encoder": ("edgeclip.models.text_encoder", "EncoderConfig", "edgeclip.models.text_encoder", "TextEncoderTower"),
     "t5": ("edgeclip.models.t5", "T5Config", "edgeclip.models.t5", "T5Tower"),
+    "timm": ("edgeclip.models.timm_tower", "TimmConfig", "edgeclip.models.timm_tower", "TimmTower"),
     "transformer": ("edgeclip.models.config", "TextConfig", "edgeclip.models.clip", "TextTower"),
 }
 

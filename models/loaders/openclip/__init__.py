@@ -44,7 +44,7 @@ NO_WEIGHTS = ("attn_mask", "num_batches_tracked", "position_ids")  # endings of 
 
 _HERE = "edgeclip.models.loaders.openclip"
 # Tried in this order.
-IMAGE_TOWERS = (f"{_HERE}.resnet", f"{_HERE}.vit")
+IMAGE_TOWERS = (f"{_HERE}.timm", f"{_HERE}.resnet", f"{_HERE}.vit")
 TEXT_TOWERS = (f"{_HERE}.hf_text", f"{_HERE}.transformer")
 
 
