@@ -183,10 +183,10 @@ def _edit(folder: Path, *sections: str, **changes: Any) -> None:
 
 
 DAMAGE = {
-    "a timm tower": (
+    "sizes of a ViT with a timm tower": (
         ("model_cfg", "vision_cfg"),
-        {"timm_model_name": "vit_base"},
-        "timm_model_name = 'vit_base' describes a model",
+        {"timm_model_name": "vit_base_patch16_clip_224"},
+        "vision_cfg.width = 64 describes a model",
     ),
     "a ResNet": (
         ("model_cfg", "vision_cfg"),
@@ -196,7 +196,7 @@ DAMAGE = {
     "a text tower of Hugging Face": (
         ("model_cfg", "text_cfg"),
         {"hf_model_name": "roberta"},
-        "hf_model_name = 'roberta'",
+        "hf_model_name is 'roberta', expected one of",
     ),
     "CoCa's class token": (
         ("model_cfg", "text_cfg"),
