@@ -37,8 +37,16 @@ class T5Config:
     pad_id: int = 0
     projection: Projection = "mlp"
     projection_width: int = 0
-    pool: str = "mean"  # of the tokens that are no padding
-    eos_id: int = -1  # the tower does not look for it
+
+    @property
+    def pool(self) -> str:
+        """The mean of the tokens that are no padding."""
+        return "mean"
+
+    @property
+    def eos_id(self) -> int:
+        """The tower does not look for an end."""
+        return -1
 
     def ignores_padding(self, pad_id: int, eos_id: int) -> bool:
         """Padding is hidden from attention and pooling, if it is the id that texts are padded with."""

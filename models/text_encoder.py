@@ -40,12 +40,16 @@ class EncoderConfig:
     projection: Projection = "linear"
     # "linear": without a bias; "mlp": linear, GELU, linear, without biases; "double": linear with a bias, linear without (AltCLIP)
     projection_width: int = 0  # between the two layers of "mlp" and "double"
-    eos_id: int = -1  # no tower of this kind looks for it
 
     @property
     def context_length(self) -> int:
         """Largest L."""
         return self.longest or self.positions - (self.pad_id + 1 if self.counted else 0)
+
+    @property
+    def eos_id(self) -> int:
+        """No tower of this kind looks for an end."""
+        return -1
 
     def ignores_padding(self, pad_id: int, eos_id: int) -> bool:
         """Padding is hidden from attention and pooling, if it is the id that texts are padded with."""

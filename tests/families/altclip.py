@@ -10,7 +10,8 @@ import torch
 from tests.checkpoints import hf_preprocessor, roughen
 from tests.families import Size, Written
 from tests.families.transformers_models import masked_features, prepare, tokenize
-from tests.vocabularies import write_json, write_xlm_roberta_tokenizer
+from tests.sentencepieces import write_xlm_roberta_tokenizer
+from tests.vocabularies import write_json
 
 VOCABULARY = 250002
 
@@ -25,7 +26,7 @@ def write_altclip(
     """
     from transformers import AltCLIPConfig, AltCLIPModel
 
-    rows = write_xlm_roberta_tokenizer(folder, room=room)
+    rows = max(write_xlm_roberta_tokenizer(folder, length=512), room)
     image, text, side = (64, 48, 32) if tiny else (1024, 1024, 224)
     torch.manual_seed(0)
     config = AltCLIPConfig(
@@ -56,7 +57,7 @@ def _write(folder: Path, size: Size) -> Written:
     depths = {"layers": 24, "text_layers": 24, "room": VOCABULARY} if full else {}
     model = write_altclip(folder, tiny=size == "tiny", **depths)
     image, text = masked_features(model, pad_id=1)
-    length = model.config.text_config.max_position_embeddings - 2
+    length = 64 if size == "tiny" else 512
     return Written(str(folder), image, text, tokenize(folder, length), prepare(folder))
 
 

@@ -31,6 +31,7 @@ from tests.families import Written, models
 from tests.families.chinese_clip import write_chinese_clip
 from tests.families.openclip_hf_text import write_model
 from tests.families.vision_text import write_pair
+from tests.models.agreement import assert_saves_and_loads
 from tests.vocabularies import write_bert_tokenizer, write_json, write_roberta_tokenizer
 
 MODELS = models()
@@ -205,6 +206,12 @@ def test_buckets_of_distances_are_transformers(length: int, buckets: int, farthe
     order = torch.arange(length)
     want = MT5Attention._relative_position_bucket(order - order[:, None], True, buckets, farthest)
     assert torch.equal(distance_buckets(length, buckets, farthest), want)
+
+
+@pytest.mark.parametrize("name", ["altclip", "vit-roberta", "mt5-base-ViT-B-32"])
+def test_towers_save_and_load(name: str, tmp_path: Path) -> None:
+    written = MODELS[name](tmp_path / "source", "tiny")
+    assert_saves_and_loads(load_source(written.spec), tmp_path / "saved")
 
 
 def test_texts_may_be_as_long_as_the_positions_allow(tmp_path: Path) -> None:
