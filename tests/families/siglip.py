@@ -50,7 +50,6 @@ def write_siglip(
         vocab_size: 0 = as many rows as the tokenizer has ids.
     """
     from transformers import SiglipConfig, SiglipModel
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     if texts == "gemma":
         tokenizer = gemma_tokenizer()
@@ -76,9 +75,37 @@ def write_siglip(
         model.logit_scale.fill_(2.3026)
         model.logit_bias.fill_(-10.0)
     model.save_pretrained(folder)
-    size = {"height": shape.side, "width": shape.side}
-    resample = 2 if texts == "gemma" else 3
+    write_preprocessing(folder, shape.side, resample=2 if texts == "gemma" else 3)
+    return model
+
+
+def write_preprocessing(folder: Path, side: int, resample: int = 3) -> None:
+    """preprocessor_config.json by the image processor itself."""
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    size = {"height": side, "width": side}
     SiglipImageProcessorPil(size=size, resample=resample).save_pretrained(folder)
+
+
+def write_tower(folder: Path, name: str, shape: Shape = TINY, layers: int = 2) -> Any:
+    """One tower's folder, by transformers' class of that name. -> the model, in eval mode."""
+    import transformers
+
+    config: dict[str, Any] = {
+        **{"hidden_size": shape.width, "intermediate_size": shape.mlp_width},
+        **{"num_attention_heads": shape.heads, "num_hidden_layers": layers},
+    }
+    if name == "SiglipTextModel":
+        config |= {"vocab_size": write_siglip_tokenizer(folder)}
+    else:
+        config |= {"patch_size": shape.patch, "image_size": shape.side}
+        write_preprocessing(folder, shape.side)
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(
+        getattr(transformers, name.replace("Model", "Config"))(**config)
+    ).eval()
+    roughen(model)
+    model.save_pretrained(folder)
     return model
 
 
@@ -98,5 +125,28 @@ def _write(name: str) -> Write:
     return write
 
 
-MODELS = {name: _write(name) for name in SHAPES}
-ROWS = {name: "SigLIP 2" for name in SHAPES if name.startswith("siglip2")}
+def _write_tower(name: str) -> Write:
+    def write(folder: Path, size: Size) -> Written:
+        shape = SHAPES["siglip-B/16"]
+        depth = shape.layers if size == "full" else 2
+        model = write_tower(folder, name, TINY if size == "tiny" else shape, depth)
+
+        def rows(inputs: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = model(inputs).pooler_output
+            return found
+
+        if name == "SiglipTextModel":
+            return Written(str(folder), text=rows, tokenize=tokenize(folder, 64))
+        return Written(str(folder), image=rows, prepare=prepare(folder))
+
+    return write
+
+
+MODELS = {
+    **{name: _write(name) for name in SHAPES},
+    **{name: _write_tower(name) for name in ("SiglipTextModel", "SiglipVisionModel")},
+}
+ROWS = {
+    **{name: "SigLIP 2" for name in SHAPES if name.startswith("siglip2")},
+    **dict.fromkeys(("SiglipTextModel", "SiglipVisionModel"), "Single towers"),
+}

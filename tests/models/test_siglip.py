@@ -205,6 +205,34 @@ def test_keys_left_out_take_their_image_processors_defaults(kind: str, ending: s
     assert float((np.abs(preprocess(picture, spec) - want) * levels).max()) <= 1.01
 
 
+@pytest.mark.parametrize("prefixed", [True, False])  # releases of transformers before 5 wrote the prefix
+@pytest.mark.parametrize("tower", ["Vision", "Text"])
+def test_halves_give_what_the_whole_gives(
+    tower: str, prefixed: bool, sound: tuple[Path, Any], tmp_path: Path
+) -> None:
+    import transformers
+
+    shutil.copytree(sound[0], tmp_path, dirs_exist_ok=True)
+    half = getattr(transformers, f"Siglip{tower}Model").from_pretrained(sound[0])
+    half.save_pretrained(tmp_path)
+    prefix, weights = f"{tower.lower()}_model.", load_file(tmp_path / "model.safetensors")
+    names = {name: name.removeprefix(prefix) for name in weights}
+    named = {(prefix if prefixed else "") + names[name]: tensor for name, tensor in weights.items()}
+    save_file(named, tmp_path / "model.safetensors")
+    whole, alone = load_source(str(sound[0])), load_source(str(tmp_path))
+    with torch.no_grad():
+        if tower == "Vision":
+            assert (alone.pooling, alone.text) == ("map/", None)
+            pixels = fixed_pixels(2, 32, 32)
+            assert torch.equal(alone.model.encode_image(pixels), whole.model.encode_image(pixels))
+        else:
+            assert (alone.pooling, alone.preprocessing) == ("/last", None)
+            ids = encoded(alone, TEXTS)
+            assert torch.equal(alone.model.encode_text(ids), whole.model.encode_text(ids))
+    edit(tmp_path / CONFIG, architectures=["SiglipForImageClassification"])
+    refused(tmp_path, f"architectures is .* expected ..Siglip{tower}Model")
+
+
 def edit(path: Path, **changes: Any) -> None:
     """Change a JSON file; `a__b` is the key b of a; None takes a key out."""
     data = json.loads(path.read_text())

@@ -35,6 +35,8 @@ MODEL_TYPES = {
     "clip_vision_model": "edgeclip.models.loaders.huggingface.clip_tower",
     "metaclip_2": "edgeclip.models.loaders.huggingface.metaclip_2",
     "siglip": "edgeclip.models.loaders.huggingface.siglip",
+    "siglip_text_model": "edgeclip.models.loaders.huggingface.siglip_tower",
+    "siglip_vision_model": "edgeclip.models.loaders.huggingface.siglip_tower",
     "vision-text-dual-encoder": "edgeclip.models.loaders.huggingface.vision_text_dual_encoder",
 }
 # model_type -> why not, where there is more to say than that it is unknown

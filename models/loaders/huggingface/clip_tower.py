@@ -68,7 +68,12 @@ def rules(config: ClipConfig) -> dict[str, Rule]:
         found |= clip.image_rules(config.image)
     if isinstance(config.text, TextConfig):
         found |= clip.text_rules(config.text)
+    return without_prefix(found)
+
+
+def without_prefix(rules: dict[str, Rule]) -> dict[str, Rule]:
+    """The same for tensors whose names were shortened by RENAMED."""
     return {
         ours: replace(rule, sources=tuple(re.sub(_PREFIX, "", name) for name in rule.sources))
-        for ours, rule in found.items()
+        for ours, rule in rules.items()
     }

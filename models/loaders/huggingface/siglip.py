@@ -40,7 +40,18 @@ _TOKENIZERS = {"SiglipTokenizer": _SIGLIP, "GemmaTokenizer": _GEMMA, "Siglip2Tok
 
 def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     """A `SiglipModel`'s config.json as ours. Raises SourceError on an impossible value, or one of another model."""
-    image, text = section(data, "vision_config", _IMAGE, path), section(data, "text_config", _TEXT, path)
+    image, (text, width) = read_image(data, path), read_text_config(data, path)
+    if width != image.blocks.width:
+        raise SourceError(
+            f"{path}: texts become {width} numbers (text_config.projection_size), pictures {image.blocks.width} "
+            "(vision_config.hidden_size); no score can be made of them. The file is damaged: fetch it again."
+        )
+    return ClipConfig(width, image, text, logit_bias=True)
+
+
+def read_image(data: dict[str, Any], path: Path) -> ImageConfig:
+    """The image tower of a config.json. Raises SourceError on an impossible value, or one of another model."""
+    image = section(data, "vision_config", _IMAGE, path)
     patch, size = (common.pair(image[key], f"{path}: {key}") for key in ("patch_size", "image_size"))
     if patch[0] != patch[1] or size[0] != size[1] or image["num_channels"] != 3:
         raise SourceError(
@@ -56,54 +67,52 @@ def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
         raise SourceError(
             f"{path}: vision_use_head is false: this model gives tokens and no embedding. Take the whole model."
         )
-    width = text["projection_size"] or text["hidden_size"]
-    if width != image["hidden_size"]:
-        raise SourceError(
-            f"{path}: texts become {width} numbers (text_config.projection_size), pictures {image['hidden_size']} "
-            "(vision_config.hidden_size); no score can be made of them. The file is damaged: fetch it again."
-        )
-    return ClipConfig(
-        embed_dim=width,
-        image=ImageConfig(
-            blocks=blocks(image, f"{path}: vision_config"),
-            image_size=size,
-            patch_size=patch[0],
-            pool="map",
-            class_token=False,
-            patch_bias=True,
-            norm_pre=False,
-            norm_after_pool=False,
-            projection=False,
-        ),
-        text=TextConfig(
-            blocks=blocks(text, f"{path}: text_config"),
-            vocab_size=text["vocab_size"],
-            context_length=text["max_position_embeddings"],
-            pool="last",
-            causal=False,
-            projection_bias=True,
-        ),
-        logit_bias=True,
+    return ImageConfig(
+        blocks=blocks(image, f"{path}: vision_config"),
+        image_size=size,
+        patch_size=patch[0],
+        pool="map",
+        class_token=False,
+        patch_bias=True,
+        norm_pre=False,
+        norm_after_pool=False,
+        projection=False,
     )
 
 
+def read_text_config(data: dict[str, Any], path: Path) -> tuple[TextConfig, int]:
+    """-> (the text tower of a config.json, its embedding width). Raises SourceError on an impossible value."""
+    text = section(data, "text_config", _TEXT, path)
+    config = TextConfig(
+        blocks=blocks(text, f"{path}: text_config"),
+        vocab_size=text["vocab_size"],
+        context_length=text["max_position_embeddings"],
+        pool="last",
+        causal=False,
+        projection_bias=True,
+    )
+    return config, text["projection_size"] or text["hidden_size"]
+
+
 def rules(config: ClipConfig) -> dict[str, Rule]:
-    """Where each tensor of ours comes from. The pool's query, key and value are packed: the query is the first third."""
+    """Where each tensor of ours comes from."""
     assert isinstance(config.image, ImageConfig)
     assert isinstance(config.text, TextConfig)
-    width, head = config.image.blocks.width, "vision_model.head"
+    scores = {name: Rule((name,)) for name in ("logit_scale", "logit_bias")}
+    return {**scores, **image_rules(config.image), **text_rules(config.text)}
+
+
+def image_rules(config: ImageConfig) -> dict[str, Rule]:
+    """Where the image tower comes from. The pool's query, key and value are packed: the query is the first third."""
+    width, head = config.blocks.width, "vision_model.head"
     packed = {
         f"image.head.{ours}.{kind}": Rule((f"{head}.attention.in_proj_{kind}",), rows=rows)
         for ours, rows in (("q", slice(width)), ("kv", slice(width, None)))
         for kind in ("weight", "bias")
     }
     return {
-        "logit_scale": Rule(("logit_scale",)),
-        "logit_bias": Rule(("logit_bias",)),
         "image.position": Rule(("vision_model.embeddings.position_embedding.weight",)),
         "image.head.probe": Rule((f"{head}.probe",)),
-        "text.embedding.weight": Rule(("text_model.embeddings.token_embedding.weight",)),
-        "text.position": Rule(("text_model.embeddings.position_embedding.weight",)),
         **packed,
         **paired(
             {
@@ -113,12 +122,19 @@ def rules(config: ClipConfig) -> dict[str, Rule]:
                 "image.head.norm": f"{head}.layernorm",
                 "image.head.mlp.fc1": f"{head}.mlp.fc1",
                 "image.head.mlp.fc2": f"{head}.mlp.fc2",
-                "text.norm_final": "text_model.final_layer_norm",
-                "text.projection": "text_model.head",
             }
         ),
-        **layer_rules("image", "vision_model", config.image.blocks.layers),
-        **layer_rules("text", "text_model", config.text.blocks.layers),
+        **layer_rules("image", "vision_model", config.blocks.layers),
+    }
+
+
+def text_rules(config: TextConfig) -> dict[str, Rule]:
+    """Where the text tower comes from."""
+    return {
+        "text.embedding.weight": Rule(("text_model.embeddings.token_embedding.weight",)),
+        "text.position": Rule(("text_model.embeddings.position_embedding.weight",)),
+        **paired({"text.norm_final": "text_model.final_layer_norm", "text.projection": "text_model.head"}),
+        **layer_rules("text", "text_model", config.blocks.layers),
     }
 
 
