@@ -19,8 +19,10 @@ from torch.nn.functional import normalize
 
 from edgeclip.errors import SourceError
 from edgeclip.models.clip import Clip
-from edgeclip.models.config import ClipConfig
+from edgeclip.models.config import ClipConfig, TransformerConfig
+from edgeclip.models.loaders.huggingface.blocks import ACTIVATIONS
 from edgeclip.models.loaders.huggingface.preprocessing import PROCESSORS, read_preprocessing
+from edgeclip.models.loaders.huggingface.siglip import read_config
 from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
 from edgeclip.runtime.images import preprocess
@@ -124,6 +126,28 @@ def test_scores_are_sigmoids_of_scale_and_bias(sound: tuple[Path, Any]) -> None:
         torch.testing.assert_close(source.model(pixels, ids), theirs, rtol=0, atol=1e-5)
     assert source.activation == "sigmoid"
     assert not torch.allclose(theirs.softmax(-1), theirs.sigmoid(), atol=0.1)
+
+
+def test_keys_left_out_of_the_config_take_transformers_defaults(tmp_path: Path) -> None:
+    from transformers import SiglipConfig
+
+    theirs, ours = SiglipConfig(), read_config({"vision_config": {}, "text_config": {}}, tmp_path)
+    for their, our in ((theirs.vision_config, ours.image.blocks), (theirs.text_config, ours.text.blocks)):
+        assert our == TransformerConfig(
+            width=their.hidden_size,
+            layers=their.num_hidden_layers,
+            heads=their.num_attention_heads,
+            mlp_width=their.intermediate_size,
+            activation=ACTIVATIONS[their.hidden_act],
+            norm_eps=their.layer_norm_eps,
+        )
+    vision, texts = theirs.vision_config, theirs.text_config
+    assert (ours.image.image_size, ours.image.patch_size) == ((vision.image_size,) * 2, vision.patch_size)
+    assert (ours.text.vocab_size, ours.text.context_length) == (
+        texts.vocab_size,
+        texts.max_position_embeddings,
+    )
+    assert ours.embed_dim == texts.projection_size
 
 
 @pytest.mark.parametrize("second_one", [False, True])
