@@ -13,6 +13,7 @@ from edgeclip.export.samples import made_up_pictures, pixels_of
 from edgeclip.models.clip import Clip
 from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig, TransformerConfig
 from edgeclip.models.nano import NanoCLIP, NanoConfig
+from edgeclip.models.resnet import ResNetConfig
 from edgeclip.models.source import Source
 from tests.checkpoints import roughen
 
@@ -23,8 +24,10 @@ BLOCKS = TransformerConfig(width=48, layers=2, heads=3, mlp_width=96)
 IMAGE = ImageConfig(BLOCKS, (SIDE, SIDE), patch_size=8)
 WORDS = TextConfig(replace(BLOCKS, width=32, heads=2), VOCABULARY, LENGTH, eos_id=EOS, pad_id=PAD)
 
-# name -> changes of (image config, text config, text settings): each reaches another path of the traceable forward
-SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+RESNET = ResNetConfig((SIDE, SIDE), (1, 2, 1, 1), width=8, heads=4)
+
+# name -> changes of (image config, or one of another kind, text config, text settings): each reaches another path of the traceable forward
+SHAPES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "openai": ({"blocks": replace(BLOCKS, activation="quick_gelu")}, {}, {}),
     "openclip-avg": (
         {"pool": "avg", "norm_pre": False, "patch_bias": True, "norm_after_pool": False},
@@ -45,6 +48,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"causal": False, "mask_padding": True},
         {},
     ),
+    "resnet": (RESNET, {"pool": "class"}, {}),
 }  # fmt: skip
 
 
@@ -52,10 +56,17 @@ def clip_source(shape: str = "openai", **changes: Any) -> Source:
     """A tiny CLIP; `changes` replace fields of the Source."""
     image, text, settings = SHAPES[shape]
     torch.manual_seed(1)
-    width = BLOCKS.width if not image.get("projection", True) else 24
-    config = ClipConfig(width, replace(IMAGE, **image), replace(WORDS, **text), logit_bias=shape == "siglip")
+    if isinstance(image, dict):
+        image = replace(IMAGE, **image)
+    width = 24 if getattr(image, "projection", True) else BLOCKS.width
+    config = ClipConfig(width, image, replace(WORDS, **text), logit_bias=shape == "siglip")
     model = Clip(config).eval()
     roughen(model)
+    if image is RESNET:
+        with torch.no_grad():
+            for _ in range(20):  # a tenth of the way each time
+                model.train().encode_image(torch.from_numpy(pixels_of(made_up_pictures(), PREPROCESSING)))
+        model.eval()
     with torch.no_grad():  # embeddings of tokens and patches must outweigh what all texts and pictures share
         model.text.embedding.weight.mul_(0.5)
         model.text.position.mul_(20)
