@@ -20,7 +20,9 @@ MODELS = {
         "MobileCLIP2-S3", tag="dfndr2b", real={"layers": (1, 1, 1, 1, 1)}, tiny=TINY_S3, side=64
     ),
     # the width of its convolutions is fixed
-    "MobileCLIP-B": write("MobileCLIP-B", tag="datacompdr", real=SHALLOW, tiny=SHALLOW, side=32),
+    "MobileCLIP-B": write(
+        "MobileCLIP-B", tag="datacompdr", real=SHALLOW, tiny={**SHALLOW, "img_size": 32}, side=32
+    ),
     "MobileCLIP2-L-14": write(
         "MobileCLIP2-L-14", tag="dfndr2b", real=SHALLOW, tiny={**VIT, "patch_size": 16}, side=32
     ),

@@ -5,6 +5,7 @@ timm chooses a model's sizes by its name. Smaller ones are registered with timm 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def shallow(name: str, **changes: Any) -> str:
     """The name under which timm makes `name` with other settings."""
     import timm
 
-    new = f"{name}_{abs(hash(repr(changes))):x}"
+    new = f"{name}_{zlib.crc32(repr(changes).encode()):x}"
     if not timm.is_model(new):
 
         def make(pretrained: bool = False, **settings: Any) -> Any:
@@ -54,14 +55,15 @@ def write(
 
     def written(folder: Path, size: Size) -> Written:
         config = openclip_config(arch, layers=None, image=image)
-        vision = config["vision_cfg"]
         if size != "full":
             config["text_cfg"].update({"layers": 2, **(TINY_TEXT if size == "tiny" else {})})
-            changes = real if size == "real" else {**tiny, **({"img_size": side} if "depth" in tiny else {})}
-            vision["timm_model_name"] = shallow(vision["timm_model_name"], **changes)
+            trunk = real if size == "real" else tiny
+            config["vision_cfg"]["timm_model_name"] = shallow(
+                config["vision_cfg"]["timm_model_name"], **trunk
+            )
         if size == "tiny":
-            config["embed_dim"] = tiny.get("embed_dim", 32) if vision["timm_proj"] == "none" else 32
-            vision["image_size"] = side or vision["image_size"]
+            config["embed_dim"] = TINY_DIM
+            config["vision_cfg"]["image_size"] = side or config["vision_cfg"]["image_size"]
         if tokenizer is not None:
             config["text_cfg"]["vocab_size"] = tokenizer(folder)
         bias = config.pop("init_logit_bias", None)
@@ -78,7 +80,8 @@ def _vitamin() -> Any:
     return VitCfg(embed_dim=(16, 24, 32), depths=(1, 1, 1), stem_width=16)
 
 
-VIT: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 4}
+TINY_DIM = 64  # of a vision transformer whose pooled width is the embedding's
+VIT: dict[str, Any] = {"depth": 2, "embed_dim": TINY_DIM, "num_heads": 4, "img_size": 32}
 CONVNEXT: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 48)}
 SHALLOW: dict[str, Any] = {"depth": 2}
 
@@ -97,7 +100,7 @@ MODELS = {
         "ViTamin-S",
         tag="datacomp1b",
         real=SHALLOW,
-        tiny={"depth": 2, "embed_dim": 32, "num_heads": 4, "embed_cfg": _vitamin()},
+        tiny={"depth": 2, "embed_dim": 32, "num_heads": 4, "img_size": 64, "embed_cfg": _vitamin()},
         side=64,
     ),
     "EVA02-B-16": write("EVA02-B-16", tag="merged2b_s8b_b131k", real=SHALLOW, tiny=VIT, side=32),

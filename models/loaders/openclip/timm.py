@@ -177,6 +177,9 @@ def rules(config: ImageConfig | TimmConfig, weights: Weights) -> dict[str, Rule]
         return _vit_rules(config, weights)
     with torch.device("meta"):
         names = TimmTower(config, 1).state_dict()
+    for name in names:
+        if name.endswith("num_batches_tracked"):  # which not every checkpoint holds, and nothing here reads
+            weights.tensors.setdefault(f"visual.{name}", torch.tensor(0))
     return {f"image.{name}": Rule((f"visual.{name}",)) for name in names}
 
 
