@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from edgeclip.errors import SourceError
@@ -204,11 +205,18 @@ def test_a_repository_of_weights_alone_is_what_its_tag_says(
     with pytest.raises(SourceError, match=r"expected one of pytorch_model.safetensors"):
         load_source("openclip:ViT-T/openai")
     state = load_file(folder / "open_clip_model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(SourceError, match="Pass --allow-pickle"):
+        load_source("openclip:ViT-T/openai")
+    pickled = load_source("openclip:ViT-T/openai", allow_pickle=True)
     save_file(state, folder / "pytorch_model.safetensors")
     source = load_source("openclip:ViT-T/openai")
+    torch.testing.assert_close(pickled.model.state_dict(), source.model.state_dict(), rtol=0, atol=0)
     assert (source.name, source.model.config.image.blocks.activation) == ("weights", "quick_gelu")
     assert (source.preprocessing.mode, source.preprocessing.std[0]) == ("squash", 0.5)
     assert "no preprocessing" not in caplog.text
+    retag(monkeypatch)  # weights under OpenCLIP's own names
+    assert load_source("openclip:ViT-T/openai").preprocessing.mode == "shortest_crop"
 
 
 def test_the_data_ships_with_the_package() -> None:
