@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeclip.errors import SourceError
+from edgeclip.models.loaders.openclip.table import ARCHS
 from edgeclip.models.sources import load_source
 from tests.checkpoints import openclip_config, write_openclip
 from tests.models.agreement import TOLERANCE, assert_agrees, inputs, our_outputs, worst
@@ -248,8 +249,16 @@ def test_what_is_wrong_is_said_in_one_line(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Architectures of real widths, one block deep."""
+    for arch in ("ViT-S-32", "ViT-S-16", "ViT-S-32-alt", "ViT-B-32"):
+        monkeypatch.setitem(ARCHS, arch, openclip_config(arch, (1, 1)))
+
+
+@pytest.mark.usefixtures("shallow")
 def test_a_single_file_needs_its_architecture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = write_openclip(tmp_path, openclip_config("ViT-S-32", layers=None), pickle=True)
+    model = write_openclip(tmp_path, openclip_config("ViT-S-32", (1, 1)), pickle=True)
     (tmp_path / "open_clip_config.json").unlink()
     file = tmp_path / "small.safetensors"
     save_file({f"module.{k}"[7:]: v.contiguous() for k, v in model.state_dict().items()}, file)
@@ -271,8 +280,9 @@ def test_a_single_file_needs_its_architecture(tmp_path: Path, caplog: pytest.Log
     torch.testing.assert_close(again.model.state_dict(), source.model.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_openai_weights_ask_for_quick_gelu(tmp_path: Path) -> None:
-    model = write_openclip(tmp_path, openclip_config("ViT-S-32", layers=None))
+    model = write_openclip(tmp_path, openclip_config("ViT-S-32", (1, 1)))
     file = tmp_path / "openai.safetensors"
     save_file(
         {**{k: v.contiguous() for k, v in model.state_dict().items()}, "input_resolution": torch.tensor(224)},
@@ -286,8 +296,9 @@ def test_openai_weights_ask_for_quick_gelu(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    write_openclip(tmp_path, openclip_config("ViT-S-32", layers=None))
+    write_openclip(tmp_path, openclip_config("ViT-S-32", (1, 1)))
     for arch, tower in (("ViT-B-32", "image"), ("ViT-S-16", "image"), ("ViT-S-32-alt", "text")):
         with pytest.raises(SourceError, match=f"{tower} tower has .*, {arch} has"):
             load_source(f"openclip:{arch}/{tmp_path}")
