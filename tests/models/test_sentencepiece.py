@@ -79,6 +79,20 @@ def test_equally_good_cuts_are_settled_as_sentencepiece_settles_them(tmp_path: P
     assert double != theirs, "the tokenizers library would do: then nothing here is needed"
 
 
+def test_letters_that_are_known_only_within_longer_pieces(tmp_path: Path) -> None:
+    """An unknown letter costs more than the worst piece: whether a longer piece is taken instead hangs on how much."""
+    from transformers import SiglipTokenizer as Theirs
+
+    path = tmp_path / "spiece.model"
+    model = proto(trained("siglip"))
+    pieces = [piece for piece in model.pieces if piece.piece not in set("aeiounstr\u0430\u043e")]
+    del model.pieces[:]
+    model.pieces.extend(pieces)
+    path.write_bytes(model.SerializeToString())
+    ours, theirs = SiglipTokenizer(siglip(path)), Theirs(str(path))
+    assert [ours.ids(text) for text in corpus()] == theirs(corpus()).input_ids
+
+
 def test_plain_library_would_read_the_table_of_characters_otherwise(tmp_path: Path) -> None:
     path = written(tmp_path / "spiece.model", "siglip")
     ours = siglip(path)
@@ -108,10 +122,18 @@ def test_canonical_form() -> None:
 
 
 @pytest.mark.parametrize("byte_fallback", [True, False])
-def test_gemma_ids_are_sentencepieces(byte_fallback: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reordered", [True, False])  # scores decide what is merged first, not places
+def test_gemma_ids_are_sentencepieces(reordered: bool, byte_fallback: bool, tmp_path: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
     path = written(tmp_path / "tokenizer.model", "gemma", byte_fallback=byte_fallback)
+    if reordered:
+        model = proto(path.read_bytes())
+        merged = [piece for piece in model.pieces if piece.type == 1]
+        kept = [piece for piece in model.pieces if piece.type != 1]
+        del model.pieces[:]
+        model.pieces.extend([*kept, *reversed(merged)])
+        path.write_bytes(model.SerializeToString())
     theirs = SentencePieceProcessor(model_file=str(path))
     ours = Tokenizer.from_str(gemma_tokenizer(path, **GEMMA).decode())
     plain = [text for text in texts() if not any(token in text for token in GEMMA.values())]

@@ -165,12 +165,13 @@ def test_padding_matters_so_that_length_is_fixed(
 
 
 def test_siglip_2_lower_cases_whatever_the_tokenizers_class(second: Path, tmp_path: Path) -> None:
-    """Older repositories name GemmaTokenizer, which leaves case alone: the weights were trained without it."""
+    """Older repositories name GemmaTokenizer, which leaves case alone; the weights were trained on lower case."""
     from transformers import GemmaTokenizer, Siglip2Tokenizer
 
     shutil.copytree(second, tmp_path, dirs_exist_ok=True)
     file = json.loads((tmp_path / "tokenizer.json").read_text())
     file["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    file["post_processor"] = None  # tokenizer_config.json says what ends a text
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     edit(tmp_path / "tokenizer_config.json", tokenizer_class="GemmaTokenizerFast", add_eos_token=True)
     texts = corpus()
