@@ -141,15 +141,33 @@ def xlm_roberta_tokenizer(path: Path, *, bos: str, eos: str, unk: str, pad: str,
         raise SourceError(f"{path}: expected a unigram model, as XLM-RoBERTa has it. It is another model's.")
     specials = [bos, pad, eos, unk]
     pieces = [*((token, 0.0) for token in specials), *_pieces(model)[3:], (mask, 0.0)]
-    tokenizer = Tokenizer(Unigram(pieces, unk_id=3, byte_fallback=False))
+    return _by_words(model, pieces, 3, [*specials, mask], [bos, "$A", eos], path)
+
+
+def t5_tokenizer(path: Path, *, eos: str, unk: str, pad: str) -> bytes:
+    """T5's and mT5's, as transformers' T5Tokenizer makes it: text, then `eos`. Its places for masked words are left out.
+
+    Raises:
+        SourceError: as `read_model`, the model is no unigram one, or a special token is not in it.
+    """
+    model = read_model(path)
+    if model.trainer_spec.model_type != _UNIGRAM:
+        raise SourceError(f"{path}: expected a unigram model, as T5 has it. It is another model's.")
+    return _by_words(model, _pieces(model), model.trainer_spec.unk_id, [pad, eos, unk], ["$A", eos], path)
+
+
+def _by_words(
+    model: Any, pieces: Pieces, unk_id: int, specials: list[str], template: list[str], path: Path
+) -> bytes:
+    """A unigram tokenizer that takes words apart one by one, with a space before each."""
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=unk_id, byte_fallback=False))
     if steps := _charsmap(model):
         tokenizer.normalizer = steps[0]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
     tokenizer.decoder = decoders.Metaspace()
-    tokens = [AddedToken(token, normalized=False) for token in (*specials, mask)]
-    return _finish(tokenizer, tokens, [bos, "$A", eos], path)
+    return _finish(tokenizer, [AddedToken(token, normalized=False) for token in specials], template, path)
 
 
 def _pieces(model: Any) -> Pieces:

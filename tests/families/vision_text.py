@@ -14,16 +14,14 @@ from tests.vocabularies import (
     write_bert_tokenizer,
     write_json,
     write_roberta_tokenizer,
-    write_xlm_roberta_tokenizer,
 )
 
 # model -> kind of image tower, kind of text tower
 PAIRS = {
     "clip-italian": ("clip_vision_model", "bert"),
     "vit-roberta": ("vit", "roberta"),
-    "vit-xlm-roberta": ("vit", "xlm-roberta"),
 }
-VOCABULARIES = {"bert": 31102, "roberta": 50265, "xlm-roberta": 250002}
+VOCABULARIES = {"bert": 31102, "roberta": 50265}
 
 
 def write_pair(folder: Path, name: str, size: Size, **text: Any) -> Any:
@@ -40,10 +38,8 @@ def write_pair(folder: Path, name: str, size: Size, **text: Any) -> Any:
     room = VOCABULARIES[text_type] if full else 0
     if text_type == "bert":
         rows = write_bert_tokenizer(folder, lower=False, room=room)
-    elif text_type == "roberta":
-        rows = write_roberta_tokenizer(folder, legacy=not full, room=room)
     else:
-        rows = write_xlm_roberta_tokenizer(folder, room=room)
+        rows = write_roberta_tokenizer(folder, legacy=not full, room=room)
     width, side = (64, 32) if tiny else (768, 224)
     sizes = {
         **{"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 12 if full else 2},

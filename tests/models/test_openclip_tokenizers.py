@@ -15,10 +15,12 @@ from edgeclip.models.config import TextConfig, TransformerConfig
 from edgeclip.models.loaders.openclip.texts import read_text
 from edgeclip.models.source import Request
 from edgeclip.runtime.text import TextEncoder
+from tests import sentencepieces
 from tests.corpus import corpus
 from tests.models.test_sources import hub, lay_out  # noqa: F401
 from tests.vocabularies import (
     write_bert_tokenizer,
+    write_json,
     write_roberta_tokenizer,
     write_t5_tokenizer,
     write_xlm_roberta_tokenizer,
@@ -38,9 +40,26 @@ WRITERS = {
     "roberta": write_roberta_tokenizer,
     "roberta, merges": lambda folder: write_roberta_tokenizer(folder, legacy=True),
     "xlm-roberta": write_xlm_roberta_tokenizer,
+    "xlm-roberta, trained": lambda folder: sentencepieces.write_xlm_roberta_tokenizer(folder),
+    "xlm-roberta, sentencepiece": lambda folder: sentencepieces.write_xlm_roberta_tokenizer(
+        folder, legacy=True
+    ),
     "t5": write_t5_tokenizer,
+    "t5, sentencepiece": lambda folder: write_t5_model(folder),
     "t5 padded with the end": lambda folder: write_t5_tokenizer(folder, pad_token="</s>"),
 }
+
+
+def write_t5_model(folder: Path) -> int:
+    """spiece.model and tokenizer_config.json only, as google/mt5-base has it. -> pieces."""
+    from transformers import T5Tokenizer
+
+    path = folder / "spiece.model"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sentencepieces.trained("siglip"))
+    T5Tokenizer.from_pretrained(folder, extra_ids=0).save_pretrained(folder)
+    (folder / "tokenizer.json").unlink()
+    return len(sentencepieces.proto(path.read_bytes()).pieces)
 
 
 def tower(rows: int) -> TextConfig:
@@ -124,6 +143,17 @@ def test_unfit_tokenizers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
     with pytest.raises(SourceError, match="padding_side is 'left'"):
         read(tmp_path, rows)
+
+
+def test_a_sentencepiece_model_of_unknown_use_is_refused(tmp_path: Path) -> None:
+    rows = write_t5_model(tmp_path)
+    for name in ("AlbertTokenizer", "XLMRobertaTokenizer", None):
+        write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": name})
+        with pytest.raises(
+            SourceError,
+            match=f"a SentencePiece model for {name}; edgeclip converts sentencepiece.bpe.model of",
+        ):
+            read(tmp_path, rows)
 
 
 @pytest.mark.parametrize("write", [write_bert_tokenizer, write_roberta_tokenizer])

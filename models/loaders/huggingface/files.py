@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from edgeclip.models.config import TextTowerConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.bert_tokenizer import bert_tokenizer, read_pieces, roberta_tokenizer
 from edgeclip.models.loaders.checkpoint import read_json
+from edgeclip.models.loaders.sentencepiece import t5_tokenizer, xlm_roberta_tokenizer
 from edgeclip.models.loaders.tokenizer import (
     clip_tokenizer,
     read_merges,
@@ -20,8 +22,20 @@ from edgeclip.models.loaders.tokenizer import (
 )
 
 # Any one of these sets makes a tokenizer; the second are settings beside them, the later file winning.
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES = (
+    *(("tokenizer.json",), ("vocab.txt",), ("sentencepiece.bpe.model",), ("spiece.model",)),
+    ("vocab.json", "merges.txt"),
+)
 TOKENIZER_CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")
+# A SentencePiece model does not say whose special ids it is used with: tokenizer_class -> file, converter, its special tokens.
+_SENTENCEPIECE: dict[str, tuple[str, Callable[..., bytes], dict[str, str]]] = {
+    "XLMRobertaTokenizer": (
+        "sentencepiece.bpe.model",
+        xlm_roberta_tokenizer,
+        {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"},
+    ),
+    "T5Tokenizer": ("spiece.model", t5_tokenizer, {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}),
+}
 _PADS = ("<|endoftext|>", "[PAD]", "<pad>")  # of CLIP, BERT, and RoBERTa or T5; no vocabulary has two of them
 
 
@@ -36,6 +50,8 @@ def folder_tokenizer(folder: Path) -> bytes:
         raise SourceError(
             f"{folder}: expected tokenizer.json, vocab.txt, or vocab.json and merges.txt. Pass one with --tokenizer FILE."
         )
+    if not vocab.is_file():
+        return _from_sentencepiece(folder, stated)
     if not any(token.endswith("</w>") for token in read_vocab(vocab)):  # CLIP's merges mark the end of words
         return roberta_tokenizer(read_vocab(vocab), read_merges(merges), stated, str(vocab))
     tokens = _special_tokens(folder)
@@ -46,6 +62,20 @@ def folder_tokenizer(folder: Path) -> bytes:
                 f"{vocab}: the special token {token!r} is not in it. The vocabulary belongs to another model."
             )
     return clip_tokenizer(ids, read_merges(merges), **tokens)
+
+
+def _from_sentencepiece(folder: Path, stated: dict[str, Any]) -> bytes:
+    kind = str(stated.get("tokenizer_class")).removesuffix("Fast")
+    file, convert, defaults = _SENTENCEPIECE.get(kind, ("", t5_tokenizer, {}))
+    if not (folder / file).is_file():
+        known = ", ".join(f"{name} of {kind}" for kind, (name, *_) in _SENTENCEPIECE.items())
+        raise SourceError(
+            f"{folder}: a SentencePiece model for {kind}; edgeclip converts {known}. "
+            "Load it with transformers, save it again, and pass that tokenizer.json with --tokenizer FILE."
+        )
+    return convert(
+        folder / file, **{name: stated.get(f"{name}_token") or token for name, token in defaults.items()}
+    )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
