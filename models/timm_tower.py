@@ -28,7 +28,10 @@ class TimmConfig:
 
     model: str  # timm's name, e.g. "convnext_base"
     image_size: tuple[int, int]  # (H, W), pixels
-    pool: str = "avg"  # as timm names it; "abs_attn", "rot_attn": OpenCLIP's own; "": the trunk's default
+    pool: str = ""  # "cls", "avg", "map" or as timm calls it; for people, `timm_pool` decides
+    timm_pool: str = (
+        "avg"  # what timm is asked for; "abs_attn", "rot_attn": OpenCLIP's own; "": the trunk's default
+    )
     projection: Projection = "linear"  # "classifier": the trunk's own last layer makes the embedding
     projection_bias: bool = False
     merged: bool = False  # True: the weights hold each block's parallel branches as one convolution
@@ -71,13 +74,15 @@ def make_trunk(config: TimmConfig, embed_dim: int) -> Any:
     """
     if not timm().is_model(config.model) or ":" in config.model:
         raise ValueError(f"timm {timm().__version__} has no model of that name")
-    own_pool = config.pool in ("abs_attn", "rot_attn")
+    own_pool = config.timm_pool in ("abs_attn", "rot_attn")
     if config.projection in ("linear", "mlp") or own_pool:
         trunk = timm().create_model(config.model)
-        trunk.reset_classifier(0, **({"global_pool": "" if own_pool else config.pool} if config.pool else {}))
+        trunk.reset_classifier(
+            0, **({"global_pool": "" if own_pool else config.timm_pool} if config.timm_pool else {})
+        )
         return trunk
     classes = embed_dim if config.projection == "classifier" else 0
-    found: Any = timm().create_model(config.model, num_classes=classes, global_pool=config.pool)
+    found: Any = timm().create_model(config.model, num_classes=classes, global_pool=config.timm_pool)
     return found
 
 
@@ -85,10 +90,10 @@ def _head(config: TimmConfig, trunk: Any, embed_dim: int) -> nn.Sequential:
     from timm import layers
 
     head, width = nn.Sequential(), trunk.num_features
-    if config.pool == "abs_attn":
+    if config.timm_pool == "abs_attn":
         side = trunk.default_cfg["pool_size"]
         head.add_module("pool", layers.AttentionPool2d(width, out_features=embed_dim, feat_size=side))
-    if config.pool == "rot_attn":
+    if config.timm_pool == "rot_attn":
         head.add_module("pool", layers.RotAttentionPool2d(width, out_features=embed_dim))
     width = embed_dim if len(head) else width
     if config.projection == "linear":
@@ -97,6 +102,14 @@ def _head(config: TimmConfig, trunk: Any, embed_dim: int) -> nn.Sequential:
         biases = (True, config.projection_bias)
         head.add_module("mlp", layers.Mlp(width, 2 * embed_dim, embed_dim, bias=biases))
     return head
+
+
+def pool_name(tower: TimmTower) -> str:
+    """How a tower pools, under our name for it where there is one."""
+    head = getattr(tower.trunk, "head", None)
+    own: Any = getattr(tower.trunk, "global_pool", None) or getattr(head, "global_pool", "")
+    name = str(getattr(own, "pool_type", own)) or tower.config.timm_pool
+    return {"token": "cls"}.get(name, name)
 
 
 def merge_branches(trunk: nn.Module) -> nn.Module:

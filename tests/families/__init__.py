@@ -58,8 +58,8 @@ FAMILIES: dict[str, str] = {
     "OpenCLIP ViTs": "tests.families.openclip_vit",
     "TinyCLIP": "tests.families.tinyclip",
     "Single towers of CLIP": "tests.families.single_towers",
-    "OpenCLIP's SigLIP": "tests.families.openclip_siglip",
-    "MobileCLIP": "tests.families.mobileclip",
+    "OpenCLIP SigLIP": "tests.families.openclip_siglip",
+    "MobileCLIP and MobileCLIP 2": "tests.families.mobileclip",
     "OpenCLIP with timm towers": "tests.families.openclip_timm",
 }
 

@@ -26,3 +26,4 @@ MODELS = {
     name: write(name, tag="webli", real=SHALLOW, tiny={**VIT, "patch_size": 16}, side=32, tokenizer=tokenizer)
     for name, tokenizer in TOKENIZERS.items()
 }
+ROWS = {name: "SigLIP 2" if "SigLIP2" in name else "SigLIP" for name in TOKENIZERS}

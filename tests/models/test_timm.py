@@ -63,13 +63,23 @@ def test_a_plain_vision_transformer_becomes_the_canonical_one(arch: str) -> None
     assert image.projection is (arch == "MobileCLIP2-L-14")
 
 
-@pytest.mark.parametrize(
-    "arch", ["MobileCLIP-B", "MobileCLIP-S1", "PE-Core-B-16", "EVA02-L-14", "convnext_base"]
-)
+POOLS = {
+    **{"MobileCLIP-B": "cls", "MobileCLIP-S1": "avg", "MobileCLIP2-S3": "avg", "PE-Core-B-16": "map"},
+    **{
+        "EVA02-L-14": "cls",
+        "convnext_base": "avg",
+        "ViTamin-S": "avg",
+        "swin_base_patch4_window7_224": "avg",
+    },
+}
+
+
+@pytest.mark.parametrize("arch", POOLS)
 def test_every_other_trunk_stays_timms(arch: str) -> None:
     image = read_config(model_config(arch), arch, logit_bias=False).image
     assert isinstance(image, TimmConfig)
     assert image.model == openclip_config(arch, layers=None)["vision_cfg"]["timm_model_name"]
+    assert image.pool == POOLS[arch]
 
 
 def _norms(tower: Any, eps: float) -> None:

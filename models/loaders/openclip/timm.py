@@ -6,6 +6,7 @@ every other trunk stays timm's.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from edgeclip.models.config import ImageConfig, ImagePool, TransformerConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import Rule, Weights, paired
 from edgeclip.models.loaders.openclip.config import Shared, one_of
-from edgeclip.models.timm_tower import Projection, TimmConfig, TimmTower, activation_of, pool_head
+from edgeclip.models.timm_tower import Projection, TimmConfig, TimmTower, activation_of, pool_head, pool_name
 
 KEYS: dict[str, Any] = {
     "timm_model_name": "",
@@ -50,7 +51,7 @@ def read(image: dict[str, Any], shared: Shared) -> ImageConfig | TimmConfig:
     config = TimmConfig(
         model=name,
         image_size=common.pair(image["image_size"], f"{where}: image_size"),
-        pool=image["timm_pool"],
+        timm_pool=image["timm_pool"],
         projection=_PROJECTIONS[one_of(image["timm_proj"], tuple(_PROJECTIONS), f"{where}.timm_proj")],
         projection_bias=image["timm_proj_bias"],
         merged=any(_MERGED in tensor for tensor in shared.tensors),
@@ -62,7 +63,7 @@ def read(image: dict[str, Any], shared: Shared) -> ImageConfig | TimmConfig:
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise SourceError(
-            f"{where}: timm makes no tower of {name!r} for pictures of {config.image_size}, timm_pool {config.pool!r} and "
+            f"{where}: timm makes no tower of {name!r} for pictures of {config.image_size}, timm_pool {config.timm_pool!r} and "
             f"timm_proj {image['timm_proj']!r} ({reason}). Correct the config, or install the timm that the model was made with."
         ) from error
     if made != (1, shared.embed_dim):
@@ -70,7 +71,7 @@ def read(image: dict[str, Any], shared: Shared) -> ImageConfig | TimmConfig:
             f"{where}: timm's {name} makes {made[1:]} of a picture, expected the {shared.embed_dim} numbers of embed_dim. "
             "timm_pool or timm_proj belongs to another model."
         )
-    return plain_vit(tower) or config
+    return plain_vit(tower) or replace(config, pool=pool_name(tower))
 
 
 def plain_vit(tower: TimmTower) -> ImageConfig | None:
