@@ -83,10 +83,11 @@ class Pieces:
         every = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
         scores = [score for _, score in model["vocab"]]
         self._bytes = [every[f"<0x{byte:02X}>"] for byte in range(256)] if model.get("byte_fallback") else []
-        kept = {piece: i for piece, i in every.items() if piece not in special and i not in set(self._bytes)}
+        self._unk = int(model["unk_id"])
+        reserved = {*special.values(), *self._bytes, self._unk}
+        kept = {piece: i for piece, i in every.items() if i not in reserved}
         self._found = {piece: (i, scores[i]) for piece, i in kept.items()}
         self._longest = max(map(len, kept))
-        self._unk = int(model["unk_id"])
         self._unknown = min(scores[i] for i in kept.values()) - _UNKNOWN
 
     def cut(self, text: str) -> list[int]:
