@@ -77,9 +77,9 @@ FAULTS = {
     "no relative positions": ("vit_relpos_medium_patch16_cls_224", timm_towers._Attention, "forward", ", self.bias", ""),
     "a scale that misses the bias": ("convnext_base_w", timm_towers, "_fold_scales", "layer.bias.mul_(gain.flatten())", "pass"),
     "a norm folded into a shared convolution": (
-        "MobileCLIP2-S0", timm_towers, "_fold_batch_norms", " and uses[id(tensors[0])] == 1", "",
+        "MobileCLIP-S1", timm_towers, "_fold_batch_norms", " and uses[id(tensors[0])] == 1", "",
     ),
-    "a norm folded without its mean": ("MobileCLIP2-S0", timm_towers, "_after", "norm.bias - norm.running_mean * gain", "norm.bias"),
+    "a norm folded without its mean": ("MobileCLIP-S1", timm_towers, "_after", "norm.bias - norm.running_mean * gain", "norm.bias"),
 }  # fmt: skip
 
 
@@ -98,9 +98,9 @@ def test_a_tower_whose_branches_are_not_merged_is_refused(
 ) -> None:
     monkeypatch.setattr(timm_towers, "merge_branches", copy.deepcopy)
     with pytest.raises(
-        CheckFailed, match=r"\d+ batch norms of fastvit_mci0.* branches were not merged"
+        CheckFailed, match=r"\d+ batch norms of fastvit_mci1.* branches were not merged"
     ) as caught:
-        tower_of(sources["MobileCLIP2-S0"], "image")
+        tower_of(sources["MobileCLIP-S1"], "image")
     assert "\n" not in str(caught.value)
 
 
@@ -121,7 +121,7 @@ def weights(model: ir.Model) -> dict[str, Any]:
 
 def test_merged_once_or_twice_the_tower_is_the_same(sources: Sources) -> None:
     """A checkpoint with its branches, the same exported again, and one whose branches were merged before it was saved."""
-    source = sources["MobileCLIP2-S0"]
+    source = sources["MobileCLIP-S1"]
     tower: Any = source.model.image
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     first = tower_of(source, "image")

@@ -13,9 +13,6 @@ MODELS = {
     "MobileCLIP-S1": write(
         "MobileCLIP-S1", tag="datacompdr", real={"layers": (1, 1, 2, 1)}, tiny=TINY, side=64
     ),
-    "MobileCLIP2-S0": write(
-        "MobileCLIP2-S0", tag="dfndr2b", real={"layers": (1, 1, 1, 2)}, tiny=TINY, side=64
-    ),
     "MobileCLIP2-S3": write(
         "MobileCLIP2-S3", tag="dfndr2b", real={"layers": (1, 1, 1, 1, 1)}, tiny=TINY_S3, side=64
     ),

@@ -105,7 +105,6 @@ MODELS = {
     ),
     "EVA02-B-16": write("EVA02-B-16", tag="merged2b_s8b_b131k", real=SHALLOW, tiny=VIT, side=32),
     "PE-Core-T-16-384": write("PE-Core-T-16-384", tag="meta", real=SHALLOW, tiny=VIT, side=32),
-    "vit_medium_patch16_gap_256": write("vit_medium_patch16_gap_256", real=SHALLOW, tiny=VIT, side=32),
     "vit_relpos_medium_patch16_cls_224": write(
         "vit_relpos_medium_patch16_cls_224", real=SHALLOW, tiny=VIT, side=32
     ),

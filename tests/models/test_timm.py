@@ -170,7 +170,7 @@ def test_a_checkpoint_whose_branches_are_merged(counted: bool, tmp_path: Path) -
     torch.testing.assert_close(merge_branches(once).state_dict(), once.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["MobileCLIP2-S0", "EVA02-B-16", "ViT-B-16-SigLIP"])
+@pytest.mark.parametrize("name", ["MobileCLIP-S1", "EVA02-B-16", "ViT-B-16-SigLIP"])
 def test_edgeclips_own_checkpoint(name: str, tmp_path: Path) -> None:
     source = load_source(MODELS[name](tmp_path / "theirs", "tiny").spec)
     assert_saves_and_loads(source, tmp_path / "ours")
