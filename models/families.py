@@ -95,6 +95,7 @@ FAMILIES: tuple[Family, ...] = (
         "tanh GELU", "squash, bicubic, mean and std 0.5", "no punctuation, lower case, SentencePiece of 32,000, always 64 tokens",
         (
             Known("hf:google/siglip-base-patch16-224", APACHE),
+            Known("hf:google/siglip-base-patch16-256-multilingual", APACHE),
             Known("hf:google/siglip-so400m-patch14-384", APACHE),
             Known("openclip:ViT-B-16-SigLIP/webli", APACHE),
             Known("openclip:ViT-SO400M-14-SigLIP-384/webli", APACHE),
@@ -150,7 +151,7 @@ FAMILIES: tuple[Family, ...] = (
         (Known("openclip:coca_ViT-B-32/laion2b_s13b_b90k", MIT), Known("openclip:coca_ViT-L-14/laion2b_s13b_b90k", MIT)),
     ),
     Family(
-        "Multilingual OpenCLIP", ("OpenCLIP",), "ViT", "XLM-RoBERTa, RoBERTa or mT5 encoder", ("cls/mean",), "softmax", "GELU",
+        "Multilingual OpenCLIP", ("OpenCLIP",), "ViT", "XLM-RoBERTa, RoBERTa or mT5 encoder", ("cls/mean", "cls/pooler", "cls/first"), "softmax", "GELU",
         _CROP, "the encoder's own tokenizer, up to 77 tokens",
         (
             Known("openclip:xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", MIT),
@@ -177,7 +178,9 @@ FAMILIES: tuple[Family, ...] = (
         (Known("hf:clip-italian/clip-italian", "gpl-3.0"),),
     ),
     Family(
-        "Single towers", ("Hugging Face clip_text_model", "Hugging Face clip_vision_model"), "ViT or none", "transformer or none",
-        ("cls/", "/eos", "/argmax"), "none", "as the config says", _CROP, _BPE,
+        "Single towers",
+        ("Hugging Face clip_text_model", "Hugging Face clip_vision_model", "Hugging Face siglip_text_model", "Hugging Face siglip_vision_model"),
+        "ViT or none", "transformer or none", ("cls/", "map/", "/eos", "/argmax", "/last"), "none", "as the config says",
+        "as preprocessor_config.json says", "as the whole model's",
     ),
 )  # fmt: skip

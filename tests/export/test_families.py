@@ -12,10 +12,12 @@ from torch.nn.functional import normalize
 import edgeclip
 from edgeclip.export.api import export_bundle
 from edgeclip.export.samples import made_up_pictures
+from edgeclip.models.families import FAMILIES
 from edgeclip.models.sources import load_source
-from tests.families import models
+from tests.families import models, rows
 
-MODELS = models()
+MODELS, ROWS = models(), rows()
+FAMILY = {family.name: family for family in FAMILIES}
 LABELS = ["a cat", "two dogs", "an empty street"]
 
 
@@ -23,6 +25,9 @@ LABELS = ["a cat", "two dogs", "an empty street"]
 def test_export_verify_classify(name: str, tmp_path: Path) -> None:
     written = MODELS[name](tmp_path / "source", "tiny")
     source = load_source(written.spec, **(written.load or {}))
+    row = FAMILY[ROWS[name]]
+    assert source.pooling in row.pooling
+    assert source.text is None or source.preprocessing is None or source.activation == row.scores
     report = export_bundle(source, tmp_path / "bundle")  # verifies the bundle
     with edgeclip.load(tmp_path / "bundle") as model:
         assert {variant.tower for variant in report.bundle.manifest.variants} == {
@@ -52,3 +57,7 @@ def test_export_verify_classify(name: str, tmp_path: Path) -> None:
             if source.activation == "softmax":
                 assert total == pytest.approx([1.0] * 3, abs=1e-5)
             assert all(0 <= result.score <= 1 for result in results)
+
+
+def test_every_family_of_the_table_is_tested() -> None:
+    assert set(ROWS.values()) == set(FAMILY)

@@ -1,6 +1,7 @@
 """Every family that edgeclip reads: checkpoints written by the library that it comes from, and that library's own answers.
 
-One file a family, one line in `FAMILIES`. A family's module offers MODELS: name -> write(folder, size) -> Written. Sizes:
+One file a family, one line in `FAMILIES`, under the name that `edgeclip sources` has for it (a module whose models belong to other rows
+says so in ROWS: model -> row). A family's module offers MODELS: name -> write(folder, size) -> Written. Sizes:
 
 - "tiny": whatever is fastest to export, through the same code;
 - "real": the widths, resolution and vocabulary kind of a model that people use, two blocks deep where depth can be chosen;
@@ -48,7 +49,7 @@ FAMILIES: dict[str, str] = {
     "CLIP": "tests.families.clip",
     "MetaCLIP 2": "tests.families.metaclip_2",
     "SigLIP": "tests.families.siglip",
-    "CLIP ResNets": "tests.families.resnet",
+    "CLIP ResNet": "tests.families.resnet",
     "CoCa": "tests.families.coca",
     "Multilingual OpenCLIP": "tests.families.openclip_hf_text",
     "Chinese-CLIP": "tests.families.chinese_clip",
@@ -57,7 +58,7 @@ FAMILIES: dict[str, str] = {
     "CLIPA": "tests.families.clipa",
     "OpenCLIP ViTs": "tests.families.openclip_vit",
     "TinyCLIP": "tests.families.tinyclip",
-    "Single towers of CLIP": "tests.families.single_towers",
+    "Single towers": "tests.families.single_towers",
     "OpenCLIP SigLIP": "tests.families.openclip_siglip",
     "MobileCLIP and MobileCLIP 2": "tests.families.mobileclip",
     "OpenCLIP with timm towers": "tests.families.openclip_timm",

@@ -17,3 +17,4 @@ MODELS = {
     "ViT-M-16-alt": write("ViT-M-16-alt", tiny=TINY),
     **{name: write(name, tiny=TINY, tokenizer=tokenizer) for name, tokenizer in WORLDWIDE.items()},
 }
+ROWS = {name: "MetaCLIP 2" if name in WORLDWIDE else "CLIP" for name in MODELS}
