@@ -57,7 +57,7 @@ def timm() -> ModuleType:
     """The timm package. Raises MissingExtraError where it is not installed."""
     try:
         import timm as package
-        import timm.models
+        import timm.utils
     except ImportError as error:
         raise MissingExtraError(
             "this image tower is a model of timm: pip install 'edgeclip[export]' (or timm itself)."
@@ -116,7 +116,7 @@ def merge_branches(trunk: nn.Module) -> nn.Module:
     """A copy whose parallel training branches are one convolution each, by timm's own arithmetic; once merged, a plain copy."""
     merged = any(getattr(module, "reparam_conv", None) is not None for module in trunk.modules())
     with torch.no_grad():
-        made: nn.Module = copy.deepcopy(trunk) if merged else timm().models.reparameterize_model(trunk)
+        made: nn.Module = copy.deepcopy(trunk) if merged else timm().utils.reparameterize_model(trunk)
     return made
 
 
