@@ -58,9 +58,14 @@ def timm() -> ModuleType:
     try:
         import timm as package
         import timm.utils
-    except ImportError as error:
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a torchvision that was built for another torch
+        reason = " ".join(str(error).split())[:120]
         raise MissingExtraError(
-            "this image tower is a model of timm: pip install 'edgeclip[export]' (or timm itself)."
+            f"this image tower is a model of timm, which cannot be imported ({reason}). "
+            "pip install 'edgeclip[export]', and a torchvision that was built for the torch that is installed."
         ) from error
     found: ModuleType = package
     return found
