@@ -11,7 +11,7 @@ demo: .venv-demo/.done  ## classify, embed and search real pictures with the emb
 	@sh examples/demo.sh .venv-demo/bin
 
 test: .venv/.done lint lean  ## what CI runs
-	EDGECLIP_FLOOR=$(FLOOR) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 EDGECLIP_FLOOR=$(FLOOR) $(BIN)/python -m pytest -n logical --dist worksteal
 
 lint: .venv/.done
 	$(BIN)/ruff check .

@@ -31,6 +31,9 @@ _RESAMPLE = {
 }
 # Decode at least so many times the pixels needed a side: below it the mean error grows past 0.5/255.
 _KEEP = 2
+# Exact decoding resizes the whole picture and crops, as the libraries do; a ribbon whose whole would not fit in memory is
+# resized within the crop, which may differ by two levels in a few values.
+_MOST_WHOLE = 1 << 26  # pixels
 _WORTH_SHARING = 100_000  # pixels; waking a thread costs 0.05 ms
 _GAP = 3.0  # Pillow's reducing_gap: the same idea for pictures that are no JPEG
 
@@ -115,7 +118,10 @@ class Preprocessor:
         height, width = self.spec.size
         if layout.resized == layout.kept == image.size == (width, height):
             return np.asarray(image)  # already as wanted: no resize may touch it
-        image = resize_crop(image, layout.kept, box, self._resample)
+        if self._fast or layout.resized[0] * layout.resized[1] > _MOST_WHOLE:
+            image = resize_crop(image, layout.kept, box, self._resample)
+        else:
+            image = image.resize(layout.resized, self._resample).crop(layout.crop)
         if layout.kept != (width, height):
             canvas = Image.new(
                 "RGB", (width, height), self.spec.pad_color if self.spec.mode == "pad" else (0, 0, 0)

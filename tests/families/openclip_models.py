@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ def write(
     real: dict[str, Any] | None = None,
     tiny: dict[str, Any] | None = None,
     tokenizer: Callable[[Path], int] | None = None,
-    pixels: bool = True,
 ) -> Write:
     """A model of open_clip's.
 
@@ -36,7 +35,6 @@ def write(
         tag: whose preprocessing it has; "" = open_clip's default.
         real, tiny: settings of the image tower at these sizes, over open_clip's own.
         tokenizer: writes that of Hugging Face which the config names, and gives the rows that it needs; None = open_clip's own.
-        pixels: compare them too.
     """
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -54,8 +52,7 @@ def write(
         if tokenizer is not None:
             config["text_cfg"]["vocab_size"] = tokenizer(folder)
         model = write_openclip(folder, config, preprocessing=preprocessing)
-        found = of(folder, model, with_ids=size != "tiny")
-        return found if pixels else replace(found, prepare=None)
+        return of(folder, model, with_ids=size != "tiny")
 
     return written
 
