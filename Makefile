@@ -11,7 +11,7 @@ demo: .venv-demo/.done  ## classify, embed and search real pictures with the emb
 	@sh examples/demo.sh .venv-demo/bin
 
 test: .venv/.done lint lean  ## what CI runs
-	OMP_NUM_THREADS=1 EDGECLIP_FLOOR=$(FLOOR) $(BIN)/python -m pytest -n logical --dist worksteal
+	OMP_NUM_THREADS=1 EDGECLIP_FLOOR=$(FLOOR) $(BIN)/python -m pytest -n logical --dist loadgroup
 
 lint: .venv/.done
 	$(BIN)/ruff check .
@@ -20,7 +20,7 @@ lint: .venv/.done
 	$(BIN)/lint-imports
 
 parity: .venv/.done  ## full depth against the original libraries; slow
-	EDGECLIP_PARITY_REPORT=benchmarks/results $(BIN)/python -m pytest -m parity tests/parity
+	EDGECLIP_PARITY_REPORT=benchmarks/results $(BIN)/python -m pytest -m parity
 
 bench: .venv/.done  ## side by side with other tools; wants an idle machine
 	$(BIN)/python -m pip install $(PIP_FLAGS) --target .cache/peers --no-deps --upgrade -r benchmarks/requirements.txt

@@ -92,7 +92,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "SigLIP", ("Hugging Face siglip", "OpenCLIP"), "ViT", "bidirectional transformer", ("map/last",), "sigmoid",
-        "tanh GELU", "squash, bicubic, mean and std 0.5", "no punctuation, lower case, SentencePiece of 32,000, always 64 tokens",
+        "tanh GELU; in OpenCLIP as each tower's config has it", "squash, bicubic, mean and std 0.5", "no punctuation, lower case, SentencePiece of 32,000, always 64 tokens",
         (
             Known("hf:google/siglip-base-patch16-224", APACHE),
             Known("hf:google/siglip-base-patch16-256-multilingual", APACHE),
@@ -103,7 +103,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "SigLIP 2", ("Hugging Face siglip", "OpenCLIP"), "ViT", "bidirectional transformer", ("map/last",), "sigmoid",
-        "tanh GELU", "squash, bilinear, mean and std 0.5", "lower case, Gemma's byte-pair encoding of 256,000, always 64 tokens",
+        "tanh GELU; in OpenCLIP as each tower's config has it", "squash, bilinear, mean and std 0.5", "lower case, Gemma's byte-pair encoding of 256,000, always 64 tokens",
         (
             Known("hf:google/siglip2-base-patch16-224", APACHE),
             Known("hf:google/siglip2-so400m-patch14-384", APACHE),

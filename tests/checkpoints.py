@@ -245,9 +245,7 @@ def write_openclip(
     custom_text = config.get("custom_text", False)
     settings = {key: value for key, value in config.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(
-        **settings, init_logit_bias=bias
-    ).eval()
+    model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**settings, init_logit_bias=bias).eval()
     roughen(model)
     side = config["vision_cfg"].get("image_size", 224)
     learn_statistics(model.visual, (side, side) if isinstance(side, int) else tuple(side))

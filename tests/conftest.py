@@ -12,8 +12,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SLOW = ("parity", "gpu")  # markers that ask for their own -m
 
 
+# With several processes a file's tests stay in one, for what they share: module fixtures, traced towers. Each of these is apart.
+APART = ("test_families.py",)
+TRACED = ("test_towers.py", "test_graph_rules.py", "test_floor.py")  # share tests/export/traced.py
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without -m, leave the slow tiers out."""
+    """Without -m, leave the slow tiers out; say which tests belong in one process."""
+    for item in items:
+        if item.path.name not in APART:
+            group = "traced" if item.path.name in TRACED else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
     if not config.getoption("-m"):
         kept = [item for item in items if not any(item.get_closest_marker(name) for name in SLOW)]
         if len(kept) < len(items):

@@ -26,7 +26,7 @@ Examples:
 @click.option("--allow-pickle", is_flag=True, help="Read .bin and .pt weights too (tensors only).")
 @json_option
 def command(name: str | None, revision: str | None, allow_pickle: bool, as_json: bool) -> None:
-    """List the model families that can be exported, or say how one source is read.
+    """List the families that load, or say how one source is read.
 
     NAME is part of a family's name, or a source as `edgeclip export` takes it: that is loaded (which needs PyTorch), so that
     what is missing or contradicts itself shows before an export.

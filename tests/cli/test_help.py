@@ -81,7 +81,7 @@ def test_version(edgeclip: Edgeclip) -> None:
     ("arguments", "message"),
     [
         (["clasify"], "edgeclip: No such command 'clasify'. Did you mean 'classify'? See `edgeclip --help`."),
-        (["zebra"], "edgeclip: No such command 'zebra'. Choose one of export, train, "),
+        (["zebra"], "edgeclip: No such command 'zebra'. Choose one of sources, export, "),
         (["labels", "mak"], "edgeclip: No such command 'mak'."),
         (["classify"], "edgeclip: Missing argument 'PICTURES...'. See `edgeclip classify --help`."),
         (["classify", "a.png", "--tresh", "1"], "edgeclip: No such option '--tresh'."),

@@ -20,7 +20,7 @@ from edgeclip.runtime.images import preprocess
 from edgeclip.runtime.text import TextEncoder
 from tests.checkpoints import TEXTS, fixed_pixels
 from tests.corpus import corpus
-from tests.families import Written, models
+from tests.families import SLOW, Written, models, tiered
 from tests.photographs import pictures
 
 MODELS = models()
@@ -61,7 +61,7 @@ def check_towers(source: Source, written: Written) -> tuple[float, float]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiered(lambda name: name not in SLOW))
 def test_embeddings_ids_and_pixels_are_the_librarys_own(name: str, tmp_path: Path) -> None:
     written = MODELS[name](tmp_path / "source", "real")
     source = load_source(written.spec, **(written.load or {}))
