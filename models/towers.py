@@ -13,8 +13,18 @@ if TYPE_CHECKING:
 TOWERS = {
     "vit": ("edgeclip.models.config", "ImageConfig", "edgeclip.models.clip", "ImageTower"),
     "resnet": ("edgeclip.models.resnet", "ResNetConfig", "edgeclip.models.resnet", "ResNetTower"),
-    "pooled_vit": ("edgeclip.models.pooled_vit", "PooledVitConfig", "edgeclip.models.pooled_vit", "PooledVitTower"),
-    "encoder": ("edgeclip.models.text_encoder", "EncoderConfig", "edgeclip.models.text_encoder", "TextEncoderTower"),
+    "pooled_vit": (
+        "edgeclip.models.pooled_vit",
+        "PooledVitConfig",
+        "edgeclip.models.pooled_vit",
+        "PooledVitTower",
+    ),
+    "encoder": (
+        "edgeclip.models.text_encoder",
+        "EncoderConfig",
+        "edgeclip.models.text_encoder",
+        "TextEncoderTower",
+    ),
     "t5": ("edgeclip.models.t5", "T5Config", "edgeclip.models.t5", "T5Tower"),
     "timm": ("edgeclip.models.timm_tower", "TimmConfig", "edgeclip.models.timm_tower", "TimmTower"),
     "transformer": ("edgeclip.models.config", "TextConfig", "edgeclip.models.clip", "TextTower"),

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.models.config import ClipConfig, ImageConfig
-from edgeclip.models.loaders import common
 from edgeclip.models.loaders.bert_encoder import ROBERTA, encoder_config, encoder_rules, read_text
 from edgeclip.models.loaders.checkpoint import Rule, paired
 from edgeclip.models.loaders.huggingface import clip
-from edgeclip.models.loaders.huggingface.blocks import section
+from edgeclip.models.loaders.huggingface.blocks import projection_dim, section
 from edgeclip.models.text_encoder import EncoderConfig
 
 __all__ = ["FAMILY", "RENAMED", "ignorable", "read_config", "read_text", "rules"]
@@ -39,9 +38,6 @@ _TEXT: dict[str, Any] = {
 
 def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     """An `AltCLIPModel`'s config.json as ours. Raises SourceError on an impossible value."""
-    shared = common.overlay(
-        {"projection_dim": 768}, {"projection_dim": data.get("projection_dim")}, str(path)
-    )
     own = section(data, "text_config", _TEXT, path)
     text = encoder_config(
         own,
@@ -51,7 +47,7 @@ def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
         projection="double",
         projection_width=own["project_dim"],
     )
-    return ClipConfig(shared["projection_dim"], clip.read_image(data, path), text)
+    return ClipConfig(projection_dim(data, path, 768), clip.read_image(data, path), text)
 
 
 def rules(config: ClipConfig) -> dict[str, Rule]:

@@ -27,6 +27,13 @@ def section(data: dict[str, Any], name: str, defaults: dict[str, Any], path: Pat
     return common.overlay(defaults, own if older is None else {**own, **defaults, **older}, f"{path}: {name}")
 
 
+def projection_dim(data: dict[str, Any], path: Path, default: int = 512) -> int:
+    """The embedding width that a config.json states at its top. Raises SourceError where it is no number."""
+    own = {"projection_dim": data.get("projection_dim")}
+    found: int = common.overlay({"projection_dim": default}, own, str(path))["projection_dim"]
+    return found
+
+
 def blocks(data: dict[str, Any], where: str) -> TransformerConfig:
     """The blocks that a tower's section describes. Raises SourceError on an unknown activation or heads that do not fit."""
     activation = ACTIVATIONS.get(data["hidden_act"])

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.models.config import ClipConfig, ImageConfig
-from edgeclip.models.loaders import common
 from edgeclip.models.loaders.bert_encoder import BERT, encoder_config, encoder_rules, read_text
 from edgeclip.models.loaders.checkpoint import Rule
 from edgeclip.models.loaders.huggingface import clip
-from edgeclip.models.loaders.huggingface.blocks import section
+from edgeclip.models.loaders.huggingface.blocks import projection_dim, section
 from edgeclip.models.text_encoder import EncoderConfig
 
 __all__ = ["FAMILY", "PROCESSOR", "ignorable", "read_config", "read_text", "rules"]
@@ -24,11 +23,8 @@ PROCESSOR = "ChineseCLIPImageProcessor"
 
 def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     """A `ChineseCLIPModel`'s config.json as ours. Raises SourceError on an impossible value."""
-    shared = common.overlay(
-        {"projection_dim": 512}, {"projection_dim": data.get("projection_dim")}, str(path)
-    )
     text = encoder_config(section(data, "text_config", BERT, path), f"{path}: text_config")
-    return ClipConfig(shared["projection_dim"], clip.read_image(data, path), text)
+    return ClipConfig(projection_dim(data, path), clip.read_image(data, path), text)
 
 
 def rules(config: ClipConfig) -> dict[str, Rule]:

@@ -13,7 +13,7 @@ from edgeclip.errors import SourceError
 from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import Rule, paired
-from edgeclip.models.loaders.huggingface.blocks import blocks, layer_rules, section
+from edgeclip.models.loaders.huggingface.blocks import blocks, layer_rules, projection_dim, section
 from edgeclip.models.loaders.huggingface.files import folder_tokenizer, text_settings
 from edgeclip.models.loaders.tokenizer import read_tokenizer
 from edgeclip.models.source import Request
@@ -35,11 +35,8 @@ _TEXT: dict[str, Any] = {
 
 def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     """A `CLIPModel`'s config.json as ours. Raises SourceError on an impossible value."""
-    shared = common.overlay(
-        {"projection_dim": 512}, {"projection_dim": data.get("projection_dim")}, str(path)
-    )
     return ClipConfig(
-        embed_dim=shared["projection_dim"], image=read_image(data, path), text=read_text_config(data, path)
+        embed_dim=projection_dim(data, path), image=read_image(data, path), text=read_text_config(data, path)
     )
 
 

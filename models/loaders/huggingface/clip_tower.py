@@ -15,9 +15,9 @@ from typing import Any
 
 from edgeclip.errors import SourceError
 from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig
-from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import Rule
 from edgeclip.models.loaders.huggingface import clip
+from edgeclip.models.loaders.huggingface.blocks import projection_dim
 from edgeclip.models.loaders.huggingface.clip import FAMILY, ignorable, read_text
 
 __all__ = ["FAMILY", "RENAMED", "ignorable", "read_config", "read_text", "rules"]
@@ -55,10 +55,7 @@ def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
         width = image.blocks.width
     if not projects:
         log.warning("%s: no projection: its vectors cannot be compared with those of the other tower", path)
-    shared = common.overlay(
-        {"projection_dim": 512}, {"projection_dim": data.get("projection_dim")}, str(path)
-    )
-    return ClipConfig(shared["projection_dim"] if projects else width, image, text)
+    return ClipConfig(projection_dim(data, path) if projects else width, image, text)
 
 
 def rules(config: ClipConfig) -> dict[str, Rule]:

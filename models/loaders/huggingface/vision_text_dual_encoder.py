@@ -22,7 +22,7 @@ from edgeclip.models.loaders.bert_encoder import (
 )
 from edgeclip.models.loaders.checkpoint import Rule, paired
 from edgeclip.models.loaders.huggingface import clip
-from edgeclip.models.loaders.huggingface.blocks import blocks, section
+from edgeclip.models.loaders.huggingface.blocks import blocks, projection_dim, section
 from edgeclip.models.pooled_vit import PooledVitConfig
 from edgeclip.models.text_encoder import EncoderConfig
 
@@ -41,13 +41,10 @@ _VIT: dict[str, Any] = {
 
 def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     """A `VisionTextDualEncoderModel`'s config.json as ours. Raises SourceError on another tower or an impossible value."""
-    shared = common.overlay(
-        {"projection_dim": 512}, {"projection_dim": data.get("projection_dim")}, str(path)
-    )
     image = _model_type(data, "vision_config", IMAGES, path)
     text = _model_type(data, "text_config", tuple(TEXTS), path)
     return ClipConfig(
-        shared["projection_dim"],
+        projection_dim(data, path),
         clip.read_image(data, path) if image == "clip_vision_model" else _read_vit(data, path),
         encoder_config(
             section(data, "text_config", TEXTS[text], path),

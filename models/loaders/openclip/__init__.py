@@ -40,7 +40,11 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLES = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
 SHARDS: tuple[str, ...] = ()
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")  # scalars that OpenAI's own files carry
-NO_WEIGHTS = ("attn_mask", "num_batches_tracked", "position_ids")  # endings of names that may stand in a checkpoint
+NO_WEIGHTS = (
+    "attn_mask",
+    "num_batches_tracked",
+    "position_ids",
+)  # endings of names that may stand in a checkpoint
 
 _HERE = "edgeclip.models.loaders.openclip"
 # Tried in this order.
@@ -135,9 +139,7 @@ def read_config(model_cfg: Any, where: str, *, logit_bias: bool) -> ClipConfig:
     return _read(model_cfg, where, ("logit_bias",) if logit_bias else ())[0]
 
 
-def _read(
-    own: Any, where: str, tensors: Collection[str]
-) -> tuple[ClipConfig, tuple[ModuleType, ModuleType]]:
+def _read(own: Any, where: str, tensors: Collection[str]) -> tuple[ClipConfig, tuple[ModuleType, ModuleType]]:
     top = top_level(own, where)
     image, text = _tower(IMAGE_TOWERS, top["vision_cfg"]), _tower(TEXT_TOWERS, top["text_cfg"])
     configs = []
