@@ -46,18 +46,23 @@ def page(figures: Mapping[str, Any]) -> str:
 
 
 def _measured(figures: Mapping[str, Any]) -> str:
+    order = [family.name for family in FAMILIES]
     lines = []
-    for name, family in rows().items():
+    for name, family in sorted(rows().items(), key=lambda row: order.index(row[1])):
         if (entry := figures.get(name)) is not None:
-            apart = [
-                "-" if entry[key] is None else f"{entry[key]:.1e}"
-                for key in ("image_max_abs", "text_max_abs")
-            ]
+            apart = (
+                entry[key]
+                for key in ("image_max_abs", "text_max_abs", "graph_max_abs", "graph_relative_distance")
+            )
             lines.append(
-                f"| {family} | {name} | {entry['parameters'] / 1e6:.0f} M | {' | '.join(apart)} | {entry['graph_max_abs']:.1e} "
-                f"| {entry['graph_relative_distance']:.1e} | {entry['bundle_mb']:,.0f} MB | {entry['export_cpu_s']:.0f} s |\n"
+                f"| {family} | {name} | {entry['parameters'] / 1e6:.0f} M | {' | '.join(map(_figure, apart))} "
+                f"| {entry['bundle_mb']:,.0f} MB | {entry['export_cpu_s']:.0f} s |\n"
             )
     return "".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
 def _family(family: Family) -> str:
