@@ -272,7 +272,9 @@ class _ClassText(_Text):
         order = torch.arange(length + 2)
         self.later = nn.Buffer((order > order[:, None]).float()) if config.causal else None  # row = query
         self.none = nn.Buffer(torch.zeros(length))
-        self.full = nn.Buffer((order[:length] == length - 1).float())  # at L - 1: whether L is the full length
+        self.full = nn.Buffer(
+            (order[:length] == length - 1).float()
+        )  # at L - 1: whether L is the full length
 
     def forward(self, input_ids: Tensor) -> Tensor:
         n, length = input_ids.shape
