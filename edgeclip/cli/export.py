@@ -141,7 +141,7 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         )
 
 
-def need_export_extra() -> None:
+def need_export_extra(what: str = "export") -> None:
     """One line instead of an ImportError where PyTorch or onnx is missing."""
     from importlib.util import find_spec
 
@@ -150,5 +150,5 @@ def need_export_extra() -> None:
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         if module not in sys.modules and find_spec(module) is None:
             raise MissingExtraError(
-                f"export needs {module}, which is not installed. Run: pip install 'edgeclip[export]'"
+                f"{what} needs {module}, which is not installed. Run: pip install 'edgeclip[export]'"
             )

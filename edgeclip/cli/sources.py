@@ -61,7 +61,7 @@ def _read(spec: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]
 
     from edgeclip.cli.export import need_export_extra
 
-    need_export_extra()
+    need_export_extra("reading a source")
     from edgeclip.models.sources import load_source
 
     source = load_source(spec, revision=revision, allow_pickle=allow_pickle)
@@ -70,7 +70,7 @@ def _read(spec: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]
         "family": source.family,
         "embedding_dim": source.embedding_dim,
         "pooling": source.pooling,
-        "scores": source.activation,
+        "scores": source.activation if source.preprocessing and source.text else "none",
         "parameters": sum(parameter.numel() for parameter in source.model.parameters()),
         "preprocessing": source.preprocessing and asdict(source.preprocessing),
         "text": source.text and asdict(source.text),

@@ -436,3 +436,16 @@ def test_normalisation_is_the_formula() -> None:
     array = np.arange(224 * 224 * 3, dtype=np.uint32).reshape(224, 224, 3).astype(np.uint8)
     want = ((array / 255 - np.array(MEAN)) / np.array(STD)).transpose(2, 0, 1)
     np.testing.assert_allclose(preprocess(array, CLIP), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [224, 384])
+def test_exact_decoding_is_the_whole_resized_and_cropped(side: int) -> None:
+    """To the level: asked for the crop alone, Pillow rounds a few values at 384 by two levels otherwise."""
+    spec = Preprocessing((side, side), "shortest_crop", "bicubic", (0.0,) * 3, (1.0,) * 3)
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        picture = Image.fromarray(rng.integers(0, 256, (427, 640, 3), np.uint8))
+        width = int(side * 640 / 427)
+        left = int((width - side) / 2)
+        want = picture.resize((width, side), Image.Resampling.BICUBIC).crop((left, 0, left + side, side))
+        assert np.array_equal(Preprocessor(spec, decode="exact").uint8(picture), np.asarray(want))
