@@ -13,11 +13,7 @@ from typing import Any
 
 from edgeclip.errors import EdgeClipError
 from edgeclip.files import cache_folder
-
-CPU_FLAGS = (
-    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
-)  # fmt: skip
+from edgeclip.runtime.cpu import cpu_flags, cpu_name
 
 
 @dataclass(frozen=True)
@@ -51,22 +47,10 @@ def _python() -> Finding:
 
 
 def _cpu() -> Finding:
-    name, flags = platform.processor() or platform.machine(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = value
-                break
-    except OSError:
-        pass
+    name = cpu_name() or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    have = [flag for flag in CPU_FLAGS if flag in flags.split()]
-    return Finding(
-        "cpu", True, f"{name}, {cores} cores usable, {' '.join(have) or 'instruction sets not known'}"
-    )
+    sets = " ".join(cpu_flags()) or "instruction sets not known"
+    return Finding("cpu", True, f"{name}, {cores} cores usable, {sets}")
 
 
 def _memory() -> Finding:

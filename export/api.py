@@ -196,26 +196,26 @@ def _write_tower(
         captured = capture(tower)
     with steps(f"write the {tower.kind} tower"):
         for flavour in tower.flavours:
-            name = _variant_id(tower, flavour, settings)
+            name = _axes(flavour, settings).name(tower.kind)
             model, passes[name] = write(captured, tower, flavour, extra)
             models.append((name, model))
         files = save_graphs(models, folder / GRAPHS, tower.kind)
     return [_variant(tower, flavour, settings, files) for flavour in tower.flavours], passes
 
 
-def _variant_id(tower: TracedTower, flavour: Flavour, settings: ExportSettings) -> str:
-    attention = "" if flavour.attention == "none" else f"-{flavour.attention}"
-    return f"{tower.kind}-{settings.store}{attention}"
+def _axes(flavour: Flavour, settings: ExportSettings) -> Axes:
+    return Axes(settings.store, flavour.attention, flavour.opset)
 
 
 def _variant(
     tower: TracedTower, flavour: Flavour, settings: ExportSettings, files: dict[str, tuple[str, ...]]
 ) -> Variant:
-    name = _variant_id(tower, flavour, settings)
+    axes = _axes(flavour, settings)
+    name = axes.name(tower.kind)
     return Variant(
         id=name,
         tower=tower.kind,
-        axes=Axes(settings.store, flavour.attention, flavour.opset),
+        axes=axes,
         files=tuple(f"{GRAPHS}/{file}" for file in files[name]),
         inputs=(tower.input,),
         outputs=(tower.output,),

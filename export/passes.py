@@ -73,6 +73,11 @@ def tidy_names(model: ir.Model) -> PassReport:
     for i, value in enumerate(list(model.graph.initializers.values())):
         name = value.name or ""
         value.name = name.removeprefix("tower.") if name.startswith("tower.") else f"constant_{i}"
+    return PassReport("tidy_names", number_nodes(model).changed)
+
+
+def number_nodes(model: ir.Model) -> PassReport:
+    """Name nodes and the values between them by operator and count."""
     changed = 0
     outputs = set(model.graph.outputs)
     counts: dict[str, int] = {}
@@ -83,7 +88,7 @@ def tidy_names(model: ir.Model) -> PassReport:
             if value not in outputs:
                 value.name = f"{node.name}:{k}"
                 changed += 1
-    return PassReport("tidy_names", changed)
+    return PassReport("number_nodes", changed)
 
 
 def store_fp16(model: ir.Model) -> PassReport:

@@ -44,6 +44,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     *,
     precision: str | None = None,
+    variants: Sequence[str] = (),
     decode: Decode = "fast",
     limits: DecodeLimits | None = None,
     unload_after: float | None = None,
@@ -57,12 +58,13 @@ def load(
         threads: for one operator and for decoding; None: the physical cores this process may use.
         cache_dir: where a .zip or Hub bundle is unpacked; None: $EDGECLIP_CACHE or the user's cache.
         precision: only variants of this precision, e.g. "int8"; None: the bundle's order decides.
+        variants: ids of the variants to open, e.g. ["image-int8-decomposed"]; a tower without one chooses as above.
         decode: "fast" lets large JPEGs be decoded at a reduced scale; "exact" reads every pixel.
         limits: what one picture may cost.
         unload_after: close a tower after so many idle seconds; None: keep it.
         options: everything else about engines; `threads` above wins over its own.
     Raises:
-        BundleError: missing or damaged. EngineError: no such engine or precision.
+        BundleError: missing or damaged. EngineError: no such engine, precision or variant.
     """
     opened = (
         bundle
@@ -73,7 +75,14 @@ def load(
     count = threads or settings.threads or usable_cores()
     settings = replace(settings, threads=count)
     return Model(
-        opened, engine, settings, precision=precision, decode=decode, limits=limits, unload_after=unload_after
+        opened,
+        engine,
+        settings,
+        precision=precision,
+        variants=variants,
+        decode=decode,
+        limits=limits,
+        unload_after=unload_after,
     )
 
 
@@ -87,16 +96,26 @@ class Model:
         options: EngineOptions,
         *,
         precision: str | None = None,
+        variants: Sequence[str] = (),
         decode: Decode = "fast",
         limits: DecodeLimits | None = None,
         unload_after: float | None = None,
     ) -> None:
+        known = [variant.id for variant in bundle.manifest.variants]
+        if unknown := [name for name in variants if name not in known]:
+            raise EngineError(f"{bundle.root}: no variant {unknown[0]!r}; it has {', '.join(known)}.")
         self.bundle, self.manifest = bundle, bundle.manifest
         self._threads = options.threads or usable_cores()
         self._decode = decode
         image, text = (
             Tower(
-                bundle, kind, engine=engine, options=options, precision=precision, unload_after=unload_after
+                bundle,
+                kind,
+                engine=engine,
+                options=options,
+                precision=precision,
+                wanted=variants,
+                unload_after=unload_after,
             )
             for kind in ("image", "text")
         )
@@ -293,8 +312,9 @@ class Model:
             if isinstance(row, InputError):
                 yield row
             else:
+                fitted = facts.scores_of(self._image.variant)
                 scores = to_scores(
-                    row[None] @ vectors.T, facts.logit_scale, facts.logit_bias, facts.activation
+                    row[None] @ vectors.T, fitted.logit_scale, fitted.logit_bias, facts.activation
                 )
                 yield rank(scores[0], names, top_k, thresholds)
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.store import check_again
@@ -26,6 +26,7 @@ class Tower:
         kind: "image" or "text".
         engine: an entry of ENGINES; None: the best one that opens here.
         precision: only variants of this precision; None: the bundle's order decides.
+        wanted: ids of variants; only those among them are opened. (): any.
         unload_after: close the engine after so many idle seconds; None: never.
     """
 
@@ -37,10 +38,13 @@ class Tower:
         engine: str | None = None,
         options: EngineOptions | None = None,
         precision: str | None = None,
+        wanted: Sequence[str] = (),
         unload_after: float | None = None,
     ) -> None:
         self.bundle, self.kind, self.options = bundle, kind, options or EngineOptions()
         self._wanted, self._precision, self._unload_after = engine, precision, unload_after
+        self._ids = tuple(wanted)
+        self.variant: Variant | None = None  # what was opened last
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._spare: list[Slot] = []  # last given back, last
@@ -55,6 +59,8 @@ class Tower:
         found = self.bundle.manifest.variants_of(self.kind)
         if not found:
             raise EngineError(f"{self.bundle.root}: this bundle has no {self.kind} tower.")
+        if own := [variant for variant in found if variant.id in self._ids]:
+            return own  # named by the caller, who need not say its precision as well
         fitting = [variant for variant in found if self._precision in (None, variant.axes.precision)]
         if not fitting:
             have = ", ".join(sorted({variant.axes.precision for variant in found}))
@@ -125,7 +131,8 @@ class Tower:
             engines.append("onnxruntime-cpu")  # nobody asked for the GPU: the CPU will do, and `info` says so
         reasons: list[EdgeClipError] = []
         for name in engines:
-            for variant in self.variants:
+            # what was proven to be worth it on another engine only comes after what was not
+            for variant in sorted(self.variants, key=lambda v: bool(v.proven) and name not in v.proven):
                 check_again(self.bundle, variant)
                 try:
                     engine = open_engine(name, self.bundle.path(variant.files[0]), variant, self.options)
@@ -141,6 +148,7 @@ class Tower:
                     engine.provider,
                     engine.threads,
                 )
+                self.variant = variant
                 return engine
         raise reasons[0]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from edgeclip.errors import BundleError
 
 FORMAT = "edgeclip.bundle"
-FORMAT_VERSION = (1, 0)  # (major, minor): another major is refused, a newer minor is read
+FORMAT_VERSION = (1, 1)  # (major, minor): another major is refused, a newer minor is read
 
 _DIGEST = ',\n "digest": '  # what stands between the digested bytes and the digest
 
@@ -72,11 +72,30 @@ class Axes:
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"] = "fp32"
     attention: Literal["decomposed", "op", "none"] = "none"  # "op": the ONNX Attention operator (opset 23)
     opset: int = 18
+    # how activations reach a quantised layer: as they are, with scales fixed at calibration, or with scales of each call
+    activations: Literal["float", "static", "dynamic"] = "float"
+    token_merging: int = 0  # tokens merged away before the feed-forward of each block
+    input: Literal["float32", "uint8"] = "float32"  # "uint8": (N, H, W, 3) RGB 0-255, normalised in the graph
+    # what comes out: unit vectors; logits of the labels baked in; logits of prompts given at run time
+    head: Literal["embeddings", "labels", "prompts"] = "embeddings"
+
+    def name(self, tower: str) -> str:
+        """The id of the variant of this tower, e.g. "image-int8-decomposed-merge8"."""
+        parts = [
+            tower,
+            self.precision,
+            self.attention if self.attention != "none" else "",
+            "dynamic" if self.activations == "dynamic" else "",
+            f"merge{self.token_merging}" if self.token_merging else "",
+            "uint8" if self.input == "uint8" else "",
+            self.head if self.head != "embeddings" else "",
+        ]
+        return "-".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Agreement of a variant with its source, measured in float64 on real pictures and texts."""
+    """Agreement of a variant with its source (or with `against`), measured in float64 on pictures and texts."""
 
     samples: int
     max_abs: float  # largest absolute difference of unit vectors
@@ -86,6 +105,15 @@ class Fidelity:
     relative_distance: float  # mean of ||a - b|| / median distance between different samples
     rank_agreement: float  # share of samples whose nearest other sample is the source's
     top1_agreement: float | None = None  # of zero-shot labels; None where no text tower was at hand
+    against: str = "source"  # or the id of the variant that this one was made from
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How logits follow from cosines: scale * cosine + bias."""
+
+    logit_scale: float
+    logit_bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +128,9 @@ class Variant:
     outputs: tuple[Port, ...]
     requires: dict[str, str] = field(default_factory=dict)  # e.g. {"onnxruntime": "1.23", "ir": "10"}
     fidelity: Fidelity | None = None
+    proven: tuple[str, ...] = ()  # engines on which it was measured to be worth it; none: never measured
+    scores: Scores | None = None  # fitted again for this variant; None: the manifest's
+    labels: str = ""  # head "labels": the label pack that was baked in, a file of the bundle
 
 
 @dataclass(frozen=True)
@@ -138,6 +169,7 @@ class Manifest:
     licence: Licence
     files: dict[str, FileEntry]
     golden: str = ""  # safetensors file of inputs and outputs that `verify` replays; "" = none
+    codecs: str = ""  # safetensors file: how to shorten and quantise embeddings; "" = none fitted
     templates: tuple[str, ...] = ("{}",)  # default prompt templates for classification
     source: str = ""  # the spec that was exported
     source_digest: str = ""  # SHA-256 over the source's weights
@@ -157,9 +189,14 @@ class Manifest:
         """The digest that a manifest's text ends with; checked by `from_json`. Names the bundle's cache folder."""
         return str(json.loads(text)["digest"])
 
-    def variants_of(self, tower: str) -> list[Variant]:
-        """The variants of one tower, in the manifest's order (first = preferred)."""
-        return [variant for variant in self.variants if variant.tower == tower]
+    def variants_of(self, tower: str, head: str = "embeddings") -> list[Variant]:
+        """The variants of one tower with one kind of output, in the manifest's order (first = preferred)."""
+        return [v for v in self.variants if v.tower == tower and v.axes.head == head]
+
+    def scores_of(self, variant: Variant | None) -> Scores:
+        """How logits follow from the cosines of one image variant; None: of the model as it was trained."""
+        own = None if variant is None else variant.scores
+        return own or Scores(self.logit_scale, self.logit_bias)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:

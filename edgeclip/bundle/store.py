@@ -19,7 +19,6 @@ from edgeclip.files import cache_folder, new_folder, sha256_file, write_file
 MANIFEST = "bundle.json"
 # bundles that ship in the wheel, by name: edgeclip/assets/<name>/
 EMBEDDED = Path(__file__).parent.parent / "assets"
-# bundles that ship in the wheel, by name: edgeclip/assets/<name>/
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ZIP_BYTES = 32 << 30
 
@@ -175,7 +174,8 @@ def _check_file(root: Path, name: str, entry: FileEntry | None, links_allowed: b
 def _check_references(manifest: Manifest, where: str) -> None:
     """Every file that a field of the manifest names must be listed, and so be checked."""
     wanted = [name for variant in manifest.variants for name in variant.files]
-    wanted += [manifest.golden] if manifest.golden else []
+    wanted += [variant.labels for variant in manifest.variants if variant.labels]
+    wanted += [name for name in (manifest.golden, manifest.codecs) if name]
     wanted += [manifest.text.tokenizer] if manifest.text else []
     for name in wanted:
         if name not in manifest.files:

@@ -1,0 +1,107 @@
+"""The layers of a graph that quantisation is about: every product with a constant weight, with what stands around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x @ weight [+ bias], as a MatMul with an Add behind it or as a Gemm."""
+
+    name: str  # of the weight, as in the checkpoint, e.g. "blocks.0.qkv.weight"
+    node: ir.Node  # the MatMul or Gemm
+    x: ir.Value  # (..., K)
+    weight: Array  # (K, M) float32; a copy only where it is stored otherwise
+    bias: ir.Value | None  # (M,), an initializer
+    output: ir.Value  # (..., M), with the bias
+    norm: ir.Node | None  # the LayerNormalization that alone makes x; None: something else does
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return int(self.weight.size)
+
+
+def linears(model: ir.Model) -> list[Linear]:
+    """Every linear layer of the graph, in its order. Names are unique: every weight is read once."""
+    return list(_linears(model))
+
+
+def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new initializer. Raises ValueError if the name is taken."""
+    if name in graph.initializers:
+        raise ValueError(f"the graph has an initializer {name!r} already")
+    value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array)))
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
+    graph.register_initializer(value)
+    return value
+
+
+def array_of(value: ir.Value | None) -> Array | None:
+    """The constant behind a value, through the Cast and Transpose that keep it small or turned; None: it is computed."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return np.asarray(value.const_value.numpy())
+    node = value.producer()
+    if node is None or node.op_type not in ("Cast", "Transpose"):
+        return None
+    inner = array_of(node.inputs[0])
+    if inner is None:
+        return None
+    if node.op_type == "Transpose":
+        turned: Array = inner.transpose(node.attributes["perm"].as_ints())
+        return turned
+    return inner.astype(np.float32)
+
+
+def root(value: ir.Value) -> ir.Value:
+    """The initializer at the start of such a chain."""
+    node = value.producer()
+    while node is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _linears(model: ir.Model) -> Iterator[Linear]:
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        weight = array_of(node.inputs[1])
+        if weight is None or weight.ndim != 2 or array_of(node.inputs[0]) is not None:
+            continue
+        x, output = node.inputs[0], node.outputs[0]
+        bias: ir.Value | None = None
+        if node.op_type == "Gemm":
+            if "transB" in node.attributes and node.attributes["transB"].as_int():
+                weight = weight.T
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+        elif (add := _bias(output)) is not None:
+            bias, output = add
+        made_by = x.producer()
+        norm = made_by if made_by is not None and made_by.op_type == "LayerNormalization" else None
+        name = str(root(node.inputs[1]).name).removesuffix(".fp16")
+        yield Linear(name, node, x, weight.astype(np.float32, copy=False), bias, output, norm)
+
+
+def _bias(output: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The vector that is added to a product, and the sum; None where nothing is."""
+    readers = output.consumers()
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    for value in readers[0].inputs:
+        if value is not None and value is not output:
+            array = array_of(value)
+            if array is not None and array.ndim == 1:
+                return value, readers[0].outputs[0]
+    return None

@@ -1,0 +1,80 @@
+"""What flows through a graph: ranges of activations on calibration inputs, collected on the engine that devices use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeclip.runtime.threads import usable_cores
+
+Array = NDArray[Any]
+_CHUNK = 8  # inputs a call: all observed activations of a call are in memory at once
+
+
+def session(model: ir.Model, *, threads: int | None = None) -> Any:
+    """An onnxruntime session of a graph in memory; its weights are written to a folder that is gone again."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
+        path = Path(folder) / "graph.onnx"
+        ir.save(model, path, external_data="graph.bin")  # a copy: the tensors of `model` stay where they are
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def rows(model: ir.Model, inputs: Array, *, threads: int | None = None, batch: int = _CHUNK) -> Array:
+    """(N, D): the graph's first output on its first input, a few inputs a call."""
+    opened = session(model, threads=threads)
+    name = opened.get_inputs()[0].name
+    return np.concatenate(
+        [opened.run(None, {name: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]
+    )
+
+
+def observe(
+    model: ir.Model, names: Sequence[str], inputs: Array, *, threads: int | None = None
+) -> Iterator[Mapping[str, Array]]:
+    """Run a graph and yield, for each few inputs, the named values: name -> array as the graph computes it.
+
+    Args:
+        names: of values inside the graph; the model itself is left as it was.
+        inputs: (N, ...) for its one input.
+    """
+    copy = model.clone()
+    inner = {value.name: value for node in copy.graph for value in node.outputs}
+    wanted = list(dict.fromkeys(names))
+    ours = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(inner[name] for name in wanted if name not in ours)
+    opened = session(copy, threads=threads)
+    feed = opened.get_inputs()[0].name
+    for start in range(0, len(inputs), _CHUNK):
+        found = opened.run(wanted, {feed: inputs[start : start + _CHUNK]})
+        yield dict(zip(wanted, found, strict=True))
+
+
+def reduce_over(
+    batches: Iterator[Mapping[str, Array]],
+    of: Callable[[Array], Array],
+    join: Callable[[Array, Array], Array],
+) -> dict[str, Array]:
+    """Fold what `observe` yields into one array a name, e.g. the largest absolute value of each channel."""
+    found: dict[str, Array] = {}
+    for batch in batches:
+        for name, array in batch.items():
+            part = of(array)
+            found[name] = join(found[name], part) if name in found else part
+    return found
+
+
+def channel_peaks(array: Array) -> Array:
+    """(..., K) -> (K,): the largest absolute value of each channel."""
+    peaks: Array = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
+    return peaks

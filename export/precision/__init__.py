@@ -1,0 +1,87 @@
+"""Lower precisions as typed ONNX: what a graph computes in stands in the graph, so that every engine does the same.
+
+    converted = convert(model, "int8", Request(inputs=pixels))
+
+A method is one file with `apply(model, request) -> list[PassReport]`, which rewrites the graph in place, and one line in METHODS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError
+from edgeclip.export.passes import PassReport, number_nodes, remove_unused
+
+Precision = Literal["fp16", "bf16", "int8", "int4", "fp8"]
+Activations = Literal["float", "static", "dynamic"]
+Ranges = Literal["min-max", "percentile", "mse"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to lower a graph's precision."""
+
+    precision: Precision
+    activations: Activations
+    module: str
+    calibrated: bool  # needs Request.inputs
+    opset: int  # the lowest that has its operators and types; a graph below it is raised
+
+
+METHODS: Mapping[str, Method] = {
+    "fp16": Method("fp16", "float", "edgeclip.export.precision.fp16", True, 18),
+    "bf16": Method("bf16", "float", "edgeclip.export.precision.bf16", True, 18),
+    "int8": Method("int8", "static", "edgeclip.export.precision.int8_static", True, 18),
+    "int8-dynamic": Method("int8", "dynamic", "edgeclip.export.precision.int8_dynamic", False, 18),
+    "fp8": Method("fp8", "static", "edgeclip.export.precision.fp8", True, 20),
+    "int4": Method("int4", "float", "edgeclip.export.precision.int4", False, 21),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a method may be told. What one does not need it ignores."""
+
+    inputs: NDArray[Any] | None = None  # (N, ...) calibration inputs of the graph
+    layers: frozenset[str] | None = None  # names (linears.Linear.name) to convert; None: all that it can
+    saturating: bool = (
+        True  # products of unsigned and signed bytes may saturate on the target, see runtime/cpu.py
+    )
+    ranges: Ranges = "mse"  # how a scale follows from what was observed
+    smoothing: float = (
+        0.5  # SmoothQuant's alpha: how much of the activations' spread moves into the weights; 0: none
+    )
+    threads: int | None = None  # of the engine that observes
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A graph in another precision."""
+
+    model: ir.Model
+    method: Method
+    reports: tuple[PassReport, ...]
+
+
+def convert(model: ir.Model, method: str, request: Request) -> Converted:
+    """A copy of a graph in another precision.
+
+    Raises:
+        InputError: no such method, or one that needs calibration inputs and got none.
+    """
+    if method not in METHODS:
+        raise InputError(f"precision {method!r}: unknown. Choose from {', '.join(METHODS)}.")
+    chosen = METHODS[method]
+    if chosen.calibrated and (request.inputs is None or not len(request.inputs)):
+        raise InputError(f"precision {method}: needs calibration inputs, got none. Pass --images.")
+    copy = model.clone()
+    if copy.opset_imports[""] < chosen.opset:
+        copy.opset_imports[""] = chosen.opset
+    reports = import_module(chosen.module).apply(copy, request)
+    return Converted(copy, chosen, (*reports, remove_unused(copy), number_nodes(copy)))
