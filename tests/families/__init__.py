@@ -76,7 +76,7 @@ def models() -> dict[str, Write]:
 
 # Through the whole chain in every test run: at least one model of each family, and one for each way through the code.
 CHAIN = {
-    "clip-B/32", "metaclip2-B/32", "siglip-B/16", "RN50-quickgelu", "coca_ViT-B-32", "roberta-ViT-B-32", "mt5-base-ViT-B-32",
+    "clip-B/32", "metaclip2-B/32", "siglip-B/16", "siglip2-B/32-256", "RN50-quickgelu", "coca_ViT-B-32", "roberta-ViT-B-32", "mt5-base-ViT-B-32",
     "chinese-clip-base-patch16", "altclip", "vit-roberta", "ViT-L-14-CLIPA", "TinyCLIP-8M/16", "CLIPTextModelWithProjection",
     "ViT-B-16-SigLIP", "MobileCLIP-S1", "MobileCLIP-B", "convnext_base_w", "ViTamin-S", "EVA02-B-16",
 }  # fmt: skip
