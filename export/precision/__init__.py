@@ -21,6 +21,7 @@ from edgeclip.export.passes import PassReport, number_nodes, remove_unused
 Precision = Literal["fp16", "bf16", "int8", "int4", "fp8"]
 Activations = Literal["float", "static", "dynamic"]
 Ranges = Literal["min-max", "percentile", "mse"]
+ByteType = Literal["uint8", "int8"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Request:
         True  # products of unsigned and signed bytes may saturate on the target, see runtime/cpu.py
     )
     ranges: Ranges = "mse"  # how a scale follows from what was observed
-    smoothing: float = (
-        0.5  # SmoothQuant's alpha: how much of the activations' spread moves into the weights; 0: none
-    )
+    # SmoothQuant's alpha, how much of the activations' spread moves into the weights: None: searched layer by layer; 0: none
+    smoothing: float | None = None
+    activations: ByteType = "uint8"  # int8 with zero point 0 is what TensorRT reads; CPUs take either
     threads: int | None = None  # of the engine that observes
 
 
