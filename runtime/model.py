@@ -23,15 +23,19 @@ from PIL import Image
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime.engines import EngineOptions
+from edgeclip.runtime.heads import Heads
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture
 from edgeclip.runtime.images.preprocess import Decode
 from edgeclip.runtime.labels import LabelPack
 from edgeclip.runtime.pictures import Pictures
 from edgeclip.runtime.prompts import Prompts, check_labels, check_templates
-from edgeclip.runtime.results import Classification, ModelInfo, rank, to_scores
+from edgeclip.runtime.results import Classification, ModelInfo, rank
 from edgeclip.runtime.text import Encoded
 from edgeclip.runtime.threads import usable_cores
 from edgeclip.runtime.towers import Tower
+
+# kind and head, as in Axes
+TOWERS = (("image", "embeddings"), ("image", "labels"), ("image", "prompts"), ("text", "embeddings"))
 
 Vectors = NDArray[np.float32]
 Labels = Sequence[str] | LabelPack
@@ -107,23 +111,24 @@ class Model:
         self.bundle, self.manifest = bundle, bundle.manifest
         self._threads = options.threads or usable_cores()
         self._decode = decode
-        image, text = (
+        image, labels, prompts, text = self._towers = tuple(
             Tower(
                 bundle,
                 kind,
+                head=head,
                 engine=engine,
                 options=options,
                 precision=precision,
                 wanted=variants,
                 unload_after=unload_after,
             )
-            for kind in ("image", "text")
+            for kind, head in TOWERS
         )
         for tower in (image, text):
             if precision is not None and bundle.manifest.variants_of(tower.kind):
                 _ = tower.variants  # refuses a precision that the bundle does not have
-        self._image, self._text = image, text
-        self._prompts = Prompts(bundle, text)
+        self._text, self._prompts = text, Prompts(bundle, text)
+        self._heads = Heads(bundle, {tower.head: tower for tower in (image, labels, prompts)}, self._prompts)
         self._pictures = Pictures(bundle, image, decode=decode, limits=limits, threads=self._threads)
         self._closed = False
 
@@ -136,17 +141,24 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free both towers and the decoding threads. Closing twice is fine; any later call is refused."""
+        """Free the towers and the decoding threads. Closing twice is fine; any later call is refused."""
         self._closed = True
-        self._image.close()
-        self._text.close()
+        for tower in self._towers:
+            tower.close()
         self._pictures.close()
 
     def warmup(self, *, text: bool = True) -> None:
-        """Open the towers and run each once, so that the first real call is as fast as the next. `text=False`: not that one."""
+        """Open the towers and run each once, so that the first real call is as fast as the next. `text=False`: not that one.
+
+        Of the image towers the one that embeds, and where there is none the one with baked labels.
+        """
         if self.manifest.preprocessing is not None:
             height, width = self.manifest.preprocessing.size
-            self.embed_images(np.zeros((height, width, 3), np.uint8))
+            black = np.zeros((height, width, 3), np.uint8)
+            if self._heads.has("embeddings"):
+                self.embed_images(black)
+            elif self._heads.has("labels"):
+                self.classify(black)
         if text and self.manifest.text is not None and self.manifest.variants_of("text"):
             self._prompts.embed(["a"])
             self._prompts.clear()
@@ -154,9 +166,9 @@ class Model:
     def info(self) -> ModelInfo:
         """Engine, provider, variant and precision of each tower that is open."""
         towers = {}
-        for tower in (self._image, self._text):
+        for tower in self._towers:
             if (engine := tower.engine) is not None:
-                towers[tower.kind] = {
+                towers[tower.name] = {
                     "engine": engine.name,
                     "provider": engine.provider,
                     "variant": engine.variant.id,
@@ -210,22 +222,28 @@ class Model:
             return np.asarray(self._prompts.embed([texts], strict=strict)[0], np.float32)
         return self._prompts.embed(list(texts), strict=strict)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels baked into the bundle: what `classify` goes by without others. () where none are."""
+        baked = self._heads.baked
+        return baked.labels if baked else ()
+
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is also an iterable of str: the first line wins
-        self, images: Picture, labels: Labels, templates: Sequence[str] | None = ..., top_k: int | None = ...,
+        self, images: Picture, labels: Labels | None = ..., templates: Sequence[str] | None = ..., top_k: int | None = ...,
         threshold: float | None = ..., *, color: Color = ..., batch_size: int = ...,
     ) -> Classification: ...  # fmt: skip
 
     @overload
     def classify(
-        self, images: Iterable[Picture], labels: Labels, templates: Sequence[str] | None = ..., top_k: int | None = ...,
+        self, images: Iterable[Picture], labels: Labels | None = ..., templates: Sequence[str] | None = ..., top_k: int | None = ...,
         threshold: float | None = ..., *, color: Color = ..., batch_size: int = ...,
     ) -> list[Classification]: ...  # fmt: skip
 
     def classify(
         self,
         images: Any,
-        labels: Labels,
+        labels: Labels | None = None,
         templates: Sequence[str] | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
@@ -237,7 +255,7 @@ class Model:
 
         Args:
             images: as for `embed_images`.
-            labels: texts, or a LabelPack made by this model.
+            labels: texts, or a LabelPack made by this model; None: the labels that were baked into the bundle.
             templates: prompts with a {} for the label, averaged; None: the bundle's own.
             top_k: labels to keep in each result; None: all.
             threshold: 0-1; with a best score below it the result's label is None. None: the pack's own, if any.
@@ -255,7 +273,7 @@ class Model:
     def classify_each(
         self,
         images: Iterable[Picture],
-        labels: Labels,
+        labels: Labels | None = None,
         templates: Sequence[str] | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
@@ -284,7 +302,7 @@ class Model:
     def _classify(
         self,
         images: Iterable[Picture],
-        labels: Labels,
+        labels: Labels | None,
         templates: Sequence[str] | None,
         top_k: int | None,
         threshold: float | None,
@@ -297,26 +315,12 @@ class Model:
             raise InputError(f"top_k: expected 1 or more, got {top_k}.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold: expected 0 to 1, got {threshold}.")
-        if isinstance(labels, LabelPack):
-            if templates is not None:
-                raise InputError("templates: a label pack brings its own; drop them.")
-            labels.require(self.manifest.model_id, self.manifest.embedding_dim)
-            names, vectors, thresholds = labels.labels, labels.vectors, labels.thresholds
-        else:
-            names, thresholds = check_labels(labels), None
-            vectors = self._prompts.ensemble(names, check_templates(templates, self.manifest.templates))
-        if threshold is not None:
-            thresholds = (threshold,) * len(names)
-        facts = self.manifest
-        for row in self._each(images, color, batch_size, stop):
-            if isinstance(row, InputError):
-                yield row
-            else:
-                fitted = facts.scores_of(self._image.variant)
-                scores = to_scores(
-                    row[None] @ vectors.T, fitted.logit_scale, fitted.logit_bias, facts.activation
-                )
-                yield rank(scores[0], names, top_k, thresholds)
+        plan = self._heads.plan(labels, templates)
+        thresholds = plan.thresholds if threshold is None else (threshold,) * len(plan.names)
+        for row in self._pictures.each(images, color, batch_size, stop=stop, query=plan.query):
+            yield (
+                row if isinstance(row, InputError) else rank(plan.scores(row), plan.names, top_k, thresholds)
+            )
 
     def _each(
         self, images: Iterable[Picture], color: Color, batch_size: int, stop: bool

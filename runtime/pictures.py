@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +25,23 @@ Vectors = NDArray[np.float32]
 Errors = Sequence[InputError | None]
 
 
+@dataclass(frozen=True)
+class Query:
+    """What is asked of each batch of pictures."""
+
+    tower: Tower
+    output: str = "embeddings"  # (N, ...) of the graph
+    beside: Mapping[str, NDArray[Any]] = field(
+        default_factory=dict
+    )  # inputs beside the pixels, the same for all
+    sizes: Mapping[str, int] = field(default_factory=dict)  # symbolic sizes beside N
+
+
 class Pictures:
     """The image side of a model.
 
     Args:
+        tower: the one that gives embeddings.
         threads: that decode at once.
     """
 
@@ -50,35 +65,44 @@ class Pictures:
         return self._preprocessor
 
     def each(
-        self, images: Iterable[Picture], color: Color, batch_size: int, *, stop: bool
+        self,
+        images: Iterable[Picture],
+        color: Color,
+        batch_size: int,
+        *,
+        stop: bool,
+        query: Query | None = None,
     ) -> Iterator[Vectors | InputError]:
-        """One (D,) row, or error, for each picture, in order. `stop`: raise the first error instead.
+        """One row of the query's output, by default an embedding (D,), or error, for each picture, in order.
 
-        An engine that works on its own (a GPU) computes one batch while the next is decoded.
+        `stop`: raise the first error instead. An engine that works on its own (a GPU) computes one batch while the next is decoded.
         """
         _ = self.preprocessor
         if batch_size < 1:
             raise InputError(f"batch_size: expected 1 or more, got {batch_size}.")
         source, first = iter(images), 0
         ahead: tuple[Slot, Errors] | None = None
-        with self._tower.lease() as engine:
+        asked = query or Query(self._tower)
+        with asked.tower.lease() as engine:
             try:
                 while chunk := list(islice(source, batch_size)):
-                    slot = self._tower.take(engine, len(chunk))
+                    slot = asked.tower.take(engine, len(chunk), asked.sizes)
+                    for name, array in asked.beside.items():
+                        slot.inputs[name][:] = array
                     errors = self._fill(engine, slot, chunk, color, first)
                     if stop and (error := next(filter(None, errors), None)):
                         raise error
                     engine.submit(slot)
                     behind, ahead = ahead, (slot, errors)
                     if behind:
-                        yield from self._finish(engine, *behind)
+                        yield from self._finish(asked, engine, *behind)
                     if not engine.overlaps:
                         done, ahead = ahead, None
-                        yield from self._finish(engine, *done)
+                        yield from self._finish(asked, engine, *done)
                     first += len(chunk)
                 if ahead:
                     done, ahead = ahead, None
-                    yield from self._finish(engine, *done)
+                    yield from self._finish(asked, engine, *done)
             finally:
                 if ahead:  # the engine still works on its arrays
                     engine.wait(ahead[0])
@@ -139,10 +163,12 @@ class Pictures:
             return [one(i) for i in range(len(chunk))]
         return list(self._decoders().map(one, range(len(chunk))))
 
-    def _finish(self, engine: Engine, slot: Slot, errors: Errors) -> Iterator[Vectors | InputError]:
+    def _finish(
+        self, asked: Query, engine: Engine, slot: Slot, errors: Errors
+    ) -> Iterator[Vectors | InputError]:
         engine.wait(slot)
-        rows = slot.outputs["embeddings"].astype(np.float32)  # a copy: the slot is used again
-        self._tower.give(engine, slot)
+        rows = slot.outputs[asked.output].astype(np.float32)  # a copy: the slot is used again
+        asked.tower.give(engine, slot)
         for row, error in zip(rows, errors, strict=True):
             yield row if error is None else error
 

@@ -24,6 +24,7 @@ class Tower:
 
     Args:
         kind: "image" or "text".
+        head: what comes out of it, as in Axes.
         engine: an entry of ENGINES; None: the best one that opens here.
         precision: only variants of this precision; None: the bundle's order decides.
         wanted: ids of variants; only those among them are opened. (): any.
@@ -35,13 +36,14 @@ class Tower:
         bundle: Bundle,
         kind: str,
         *,
+        head: str = "embeddings",
         engine: str | None = None,
         options: EngineOptions | None = None,
         precision: str | None = None,
         wanted: Sequence[str] = (),
         unload_after: float | None = None,
     ) -> None:
-        self.bundle, self.kind, self.options = bundle, kind, options or EngineOptions()
+        self.bundle, self.kind, self.head, self.options = bundle, kind, head, options or EngineOptions()
         self._wanted, self._precision, self._unload_after = engine, precision, unload_after
         self._ids = tuple(wanted)
         self.variant: Variant | None = None  # what was opened last
@@ -56,9 +58,12 @@ class Tower:
     @property
     def variants(self) -> list[Variant]:
         """What may be opened, preferred first. Raises EngineError if the bundle has none of them."""
-        found = self.bundle.manifest.variants_of(self.kind)
+        manifest = self.bundle.manifest
+        found = manifest.variants_of(self.kind, self.head)
         if not found:
-            raise EngineError(f"{self.bundle.root}: this bundle has no {self.kind} tower.")
+            heads = sorted({variant.axes.head for variant in manifest.variants if variant.tower == self.kind})
+            but = f" that gives {self.head}, only {' and '.join(heads)}" if heads else ""
+            raise EngineError(f"{self.bundle.root}: this bundle has no {self.kind} tower{but}.")
         if own := [variant for variant in found if variant.id in self._ids]:
             return own  # named by the caller, who need not say its precision as well
         fitting = [variant for variant in found if self._precision in (None, variant.axes.precision)]
@@ -68,6 +73,11 @@ class Tower:
                 f"{self.bundle.root}: no {self.kind} tower in {self._precision}; it has {have}."
             )
         return fitting
+
+    @property
+    def name(self) -> str:
+        """What `info` calls it: "image", "text", or the name of its head."""
+        return self.kind if self.head == "embeddings" else self.head
 
     @property
     def engine(self) -> Engine | None:
@@ -142,7 +152,7 @@ class Tower:
                     continue
                 log.info(
                     "%s tower: %s on %s (%s, %d threads)",
-                    self.kind,
+                    self.name,
                     variant.id,
                     name,
                     engine.provider,
@@ -169,5 +179,5 @@ class Tower:
             if self._users or left > 0:
                 self._start(max(left, 0.05))
             elif self._engine is not None:
-                log.info("%s tower: idle for %g s, unloaded", self.kind, self._unload_after)
+                log.info("%s tower: idle for %g s, unloaded", self.name, self._unload_after)
                 self.close()
