@@ -71,9 +71,10 @@ def derive_bundle(
     if clash := [one.variant.id for one in new if one.variant.id in taken]:
         raise InputError(f"{bundle.root}: has a variant {clash[0]} already. Start from a bundle without it.")
     old = bundle.manifest
+    text = (changes or {}).get("text", old.text)
     with new_folder(output, overwrite=overwrite) as scratch:
         named = [name for variant in kept for name in (*variant.files, variant.labels) if name]
-        named += [old.golden, old.codecs, old.text.tokenizer if old.text else ""]
+        named += [old.golden, old.codecs, text.tokenizer if text else ""]
         for name in dict.fromkeys(name for name in named if name and name not in (files or {})):
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)

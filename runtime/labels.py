@@ -37,6 +37,10 @@ class LabelPack:
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write the pack, whole or not at all. `half`: vectors as fp16, half the size, cosine within 1e-3."""
+        write_file(Path(path), self.to_bytes(half=half))
+
+    def to_bytes(self, *, half: bool = False) -> bytes:
+        """The file's content; see `save`."""
         from safetensors.numpy import save
 
         tensors: dict[str, Any] = {"vectors": self.vectors.astype(np.float16 if half else np.float32)}
@@ -44,7 +48,8 @@ class LabelPack:
             tensors["thresholds"] = np.asarray(self.thresholds, np.float32)
         facts = {**self.to_dict(), "format": FORMAT, "version": VERSION}
         facts.pop("thresholds")
-        write_file(Path(path), save(tensors, {"edgeclip": json.dumps(facts, ensure_ascii=False)}))
+        content: bytes = save(tensors, {"edgeclip": json.dumps(facts, ensure_ascii=False)})
+        return content
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> LabelPack:

@@ -21,6 +21,7 @@ from edgeclip.errors import BundleError, CheckFailed, EdgeClipError
 from edgeclip.runtime.engines import EngineOptions, open_engine, run
 from edgeclip.runtime.images import Preprocessor
 from edgeclip.runtime.text import TextEncoder
+from edgeclip.runtime.verify_heads import replay_head
 
 Array = NDArray[Any]
 
@@ -143,6 +144,8 @@ def _replay(
     inputs = golden.get(name) if want is not None else None
     if inputs is None or variant.inputs[0].dtype == "uint8":
         inputs, want = np.stack(list(_stand_ins(variant, bundle))), None
+    if variant.axes.head != "embeddings":
+        return replay_head(bundle, opened, inputs, want, _allowed(want, variant.axes.precision))
     sizes = {
         size: n
         for size, n in zip(variant.inputs[0].shape, inputs.shape, strict=True)
@@ -173,13 +176,25 @@ def _compare(found: Array, want: Array, precision: str) -> str:
         if not worst <= MAX_ABS_FP32:
             raise CheckFailed(f"is {worst:.1e} from the golden rows, {MAX_ABS_FP32:.0e} is allowed")
         return f"{len(found)} golden rows, at most {worst:.1e} away"
-    between = np.linalg.norm(want[:, None] - want[None], axis=2)[np.triu_indices(len(want), 1)]
-    relative = float(distances.mean() / np.median(between)) if len(between) else float(distances.mean())
+    relative = float(distances.mean() / _between(want))
     if not relative <= RELATIVE[precision]:
         raise CheckFailed(
             f"relative distance to the golden rows is {relative:.4f}, {RELATIVE[precision]} is allowed"
         )
     return f"{len(found)} golden rows, relative distance {relative:.4f}"
+
+
+def _between(rows: Array) -> float:
+    """Median distance between different rows; 1 where there is but one."""
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)[np.triu_indices(len(rows), 1)]
+    return float(np.median(distances)) if len(distances) else 1.0
+
+
+def _allowed(want: Array | None, precision: str) -> float:
+    """How far a cosine may be from the golden one: no further than its embedding may."""
+    if want is None or precision == "fp32":
+        return MAX_ABS_FP32
+    return RELATIVE[precision] * _between(want.astype(np.float64))
 
 
 def _stand_ins(variant: Variant, bundle: Bundle) -> Iterator[Array]:
