@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgeclip.models.clip import AttentionalPooler, Block, ImageTower, MapHead, Mlp, TextTower, activate
 
@@ -162,22 +163,32 @@ class PoolHead(nn.Module):
         return y
 
 
+def _positions(tower: ImageTower) -> nn.Parameter | None:
+    """(T, W) added to the patches behind a row of zeros, which the class token fills: no Expand to the batch's size."""
+    position, token = tower.position, tower.class_token
+    if token is None:
+        return position
+    rows = tower.patches.weight.new_zeros(tower.config.tokens, len(token)) if position is None else position
+    added = rows.detach().clone()
+    added[0] += token.detach()
+    return nn.Parameter(added, requires_grad=False)
+
+
 class _Image(nn.Module):
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()
         self.config = tower.config
         self.patches, self.norm_pre, self.norm_post = tower.patches, tower.norm_pre, tower.norm_post
-        self.class_token, self.position = tower.class_token, tower.position
+        self.position = _positions(tower)
         self.blocks = _blocks(tower)
         self.head = None if tower.head is None else PoolHead(tower.head)
         self.projection = None if tower.projection is None else Linear(tower.projection)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x: Tensor = self.patches(pixels).flatten(2).transpose(1, 2)
-        if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)
-        if self.position is not None:
-            x = x + self.position
+        if self.config.class_token:
+            x = F.pad(x, (0, 0, 1, 0))
+        x = x + self.position if self.position is not None else x
         if self.norm_pre is not None:
             x = self.norm_pre(x)
         only = (lambda tokens: tokens[:, :1]) if self.config.pool == "cls" else None

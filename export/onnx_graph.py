@@ -20,7 +20,7 @@ _BATCH = torch.export.Dim("N", min=1, max=1 << 16)
 # What a graph must not hold, unless its tower expects so many: a norm taken apart loses its fp32 accumulation, a
 # BatchNormalization was left unfolded.
 _FORBIDDEN = ("ReduceMean", "Pow", "BatchNormalization", "Dropout", "IsNaN", "Loop", "If", "Scan")
-_DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32}
+_DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "uint8": ir.DataType.UINT8}
 
 
 def trace(
