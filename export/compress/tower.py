@@ -1,0 +1,221 @@
+"""Compress one tower: every float variant and method is tried, what does not fit is mended layer by layer, the best is chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from edgeclip.bundle import Variant
+from edgeclip.errors import EdgeClipError
+from edgeclip.export.compress.bench import FLOAT, Bench, Candidate
+from edgeclip.export.compress.budget import Budget, shortfalls, within
+from edgeclip.export.compress.curve import Point, Tower, Verdict
+from edgeclip.export.compress.search import Group, fewest, group_layers, left_of, order_of
+from edgeclip.export.precision import METHODS
+
+Aim = Literal["speed", "size"]
+# Methods that convert layer by layer; the others find for themselves what must stay in fp32.
+BY_LAYER = {name for name, method in METHODS.items() if method.precision in ("int8", "int4", "fp8")}
+LOOKS = 4  # how often what falls short on the held-out half may leave more layers in float
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a tower."""
+
+    budgets: Sequence[Budget]
+    methods: Sequence[str]  # of METHODS
+    aim: Aim
+    unproven: bool  # what fits the budget is written without any proof of its speed
+
+
+@dataclass
+class Steps:
+    """Tells of what is done, and times it: `tell` gets each step's name when it starts, with its seconds when it ends."""
+
+    tell: Callable[[str, float | None], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.tell(name, None)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.tell(name, self.seconds[name])
+
+
+@dataclass
+class TowerResult:
+    """What became of one tower."""
+
+    tower: Tower
+    points: list[Point] = field(default_factory=list)  # in the order they were measured
+    # "<variant> <method>" -> groups of layers, those first that give most back in float
+    sensitivities: dict[str, list[Group]] = field(default_factory=dict)
+    fitting: list[Candidate] = field(default_factory=list)  # within budget and worth it, best first
+    unproven: list[Candidate] = field(default_factory=list)  # within budget; nobody knows how fast
+
+    @property
+    def refusals(self) -> list[str]:
+        """One line each."""
+        return [f"{p.base}: {p.name}: {p.reason}" for p in self.points if p.verdict == "refused"]
+
+    def settle(self, candidate: Candidate, verdict: Verdict, reason: str = "") -> Candidate:
+        """Note what became of a graph; its point is there already."""
+        point = replace(candidate.point, verdict=verdict, reason=reason)
+        keys = [(p.base, p.method, p.left) for p in self.points]
+        self.points[keys.index((point.base, point.method, point.left))] = point
+        return replace(candidate, point=point)
+
+
+def compress_tower(bench: Bench, wish: Wish, steps: Steps) -> TowerResult:
+    """Try everything, and sort what fits. What is refused is a point with its reason."""
+    result = TowerResult(bench.tower)
+    for base in bench.bases:
+        with steps(f"measure {base.id}"):
+            point = bench.convert(base, FLOAT).point
+        result.points.append(replace(point, verdict="reference" if base is bench.plain else "base"))
+    for base in bench.bases:
+        for method in wish.methods:
+            _Trial(bench, wish, steps, result, base, method).run()
+    result.fitting.sort(key=lambda found: _preference(found, wish.aim))
+    if result.fitting:
+        result.fitting[0] = result.settle(result.fitting[0], "chosen")
+    return result
+
+
+def _preference(candidate: Candidate, aim: Aim) -> tuple[bool, float]:
+    """Smaller is better. Rows of a dynamically quantised graph depend on their batch mates: it comes after all others."""
+    point = candidate.point
+    ratio = point.latency.ratio if point.latency else 0.0
+    dynamic = METHODS[point.method].activations == "dynamic"
+    return dynamic, point.size_bytes if aim == "size" else -ratio
+
+
+@dataclass
+class _Trial:
+    """One float variant and one method, followed to a graph that fits or to a refusal."""
+
+    bench: Bench
+    wish: Wish
+    steps: Steps
+    result: TowerResult
+    base: Variant
+    method: str
+    order: list[Group] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Ends with a point that says what became of it."""
+        name = f"{self.base.id} in {self.method}"
+        try:
+            with self.steps(f"convert {name}"):
+                whole = self._measure(0)
+        except EdgeClipError as error:
+            point = Point(
+                self.bench.tower, self.base.id, self.method, (), 0, None, None, "refused", str(error)
+            )
+            self.result.points.append(point)
+            return
+        if reason := self._hopeless(whole.point):
+            self.result.settle(whole, "refused", reason)
+            return
+        count, candidate = 0, whole
+        if not self._fits(whole):
+            mended = self._mend(whole)
+            if mended is None:
+                self.result.settle(whole, "refused", self._out_of_budget(whole.point))
+                return
+            count, candidate = mended
+        self._conclude(count, candidate)
+
+    def _conclude(self, count: int, candidate: Candidate) -> None:
+        """The held-out half decides; what falls short there leaves more layers in float, a few times."""
+        for _ in range(LOOKS):
+            with self.steps(f"held-out half of {self.base.id}, {candidate.point.name}"):
+                candidate = self.bench.finish(candidate)
+            assert candidate.point.held_out is not None
+            if within(self.wish.budgets, candidate.point.held_out):
+                break
+            self.result.settle(candidate, "refused", self._out_of_budget(candidate.point))
+            count += max(1, len(self._order(candidate)) // 8)
+            if self.method not in BY_LAYER or count >= len(self.order):
+                return
+            candidate = self._measure(count)
+        else:
+            self.result.settle(
+                candidate, "refused", "the calibration half fits the budget, the held-out half does not"
+            )
+            return
+        if reason := self._not_worth_it(candidate.point):
+            self.result.settle(candidate, "refused", reason)
+        elif self.wish.unproven:
+            self.result.unproven.append(self.result.settle(candidate, "unproven"))
+        else:
+            self.result.fitting.append(self.result.settle(candidate, "fits"))
+
+    def _measure(self, count: int) -> Candidate:
+        """With the first `count` groups left in float; its point joins the curve."""
+        found = self.bench.convert(self.base, self.method, left_of(self.order, count))
+        self.result.points.append(found.point)
+        return found
+
+    def _fits(self, candidate: Candidate) -> bool:
+        figures = candidate.point.figures
+        return figures is not None and within(self.wish.budgets, figures)
+
+    def _mend(self, whole: Candidate) -> tuple[int, Candidate] | None:
+        if self.method not in BY_LAYER:
+            return None
+        order = self._order(whole)
+        with self.steps(f"search: layers of {self.base.id} to leave in float"):
+            return fewest(len(order), self._measure, self._fits)
+
+    def _order(self, whole: Candidate) -> list[Group]:
+        if not self.order and self.method in BY_LAYER:
+            groups = group_layers(self.bench.converted_layers(self.base, whole.model))
+            with self.steps(
+                f"sensitivity of {self.base.id} to {self.method}, {len(groups)} groups of layers"
+            ):
+                for i, group in enumerate(groups):
+                    self.steps.tell(f"sensitivity to {self.method}: group {i + 1} of {len(groups)}", None)
+                    groups[i] = self.bench.sensitivity(self.base, self.method, group)
+            self.order = order_of(groups)
+            self.result.sensitivities[f"{self.base.id} {self.method}"] = self.order
+        return self.order
+
+    def _hopeless(self, point: Point) -> str:
+        """Why no search is worth its time; "" where one may be. All layers converted are the fastest and smallest."""
+        if point.figures is None:
+            return f"{point.reason}; what it loses is not known"
+        return self._not_worth_it(point)
+
+    def _not_worth_it(self, point: Point) -> str:
+        float_point = next(p for p in self.result.points if p.base == self.base.id and p.method == FLOAT)
+        if self.wish.aim == "size":
+            if point.size_bytes < float_point.size_bytes:
+                return ""
+            return (
+                f"not smaller than {self.base.id}: {point.size_bytes} bytes, {float_point.size_bytes} there"
+            )
+        if self.wish.unproven:
+            return ""
+        target = self.bench.target
+        if point.latency is None:
+            return (
+                f"speed unproven: {target.report or target.device} has no figures of "
+                f"{self.bench.name_of(self.base, self.method)}. Measure it there, or pass --unproven"
+            )
+        if not point.latency.faster:
+            where = point.latency.device or target.device or "this machine"
+            return f"not faster than {self.bench.plain.id} on {where}: {point.latency}, {point.latency.ms:.2f} ms"
+        return ""
+
+    def _out_of_budget(self, point: Point) -> str:
+        figures = point.held_out or point.figures
+        assert figures is not None
+        half = "held-out" if point.held_out else "calibration"
+        return f"out of budget on the {half} half: {shortfalls(self.wish.budgets, figures)}"
