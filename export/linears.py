@@ -40,10 +40,29 @@ def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new initializer. Raises ValueError if the name is taken."""
     if name in graph.initializers:
         raise ValueError(f"the graph has an initializer {name!r} already")
-    value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array)))
+    value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C")))
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
     graph.register_initializer(value)
     return value
+
+
+def replace_constant(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
+    """Give one reader of a constant another one. It takes the name over where nothing else reads the old one."""
+    old = node.inputs[index]
+    assert old is not None
+    first = root(old)
+    name, count = f"{first.name}.{node.name}", len(model.graph.initializers)
+    value = constant(model.graph, f"{name}.{count}", array)
+    node.replace_input_with(index, value)
+    while old is not first and not old.consumers():
+        maker = old.producer()
+        assert maker is not None
+        old = maker.inputs[0]
+        assert old is not None
+        model.graph.remove(maker, safe=True)
+    if not first.consumers() and not first.is_graph_output():
+        del model.graph.initializers[str(first.name)]
+        value.name = str(first.name).removesuffix(".fp16")
 
 
 def array_of(value: ir.Value | None) -> Array | None:
