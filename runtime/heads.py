@@ -77,7 +77,7 @@ class Heads:
         if not self.has("embeddings") and self.has("labels"):
             known = self._towers["labels"].variants[0].outputs[0].shape[1]
             raise EngineError(
-                f"{self._bundle.root}: knows its {known} baked labels only. Pass no labels, or bake it with --open."
+                f"{self._bundle.root}: knows its {known} baked labels only. Pass no labels, or bake it with the head that takes prompts."
             )
         return self._by_embeddings(names, vectors, thresholds)
 

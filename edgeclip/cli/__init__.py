@@ -25,6 +25,8 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "train": "edgeclip.cli.train",
     "verify": "edgeclip.cli.verify",
     "inspect": "edgeclip.cli.inspect",
+    "compress": "edgeclip.cli.compress",
+    "bake": "edgeclip.cli.bake",
     "classify": "edgeclip.cli.classify",
     "embed": "edgeclip.cli.embed",
     "search": "edgeclip.cli.search",

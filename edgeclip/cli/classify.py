@@ -27,6 +27,7 @@ Examples:
   edgeclip classify cat.png --labels 'a cat,a dog,a bicycle'
   edgeclip classify photos/ '*.jpg' --labels @labels.txt --top-k 3 --json
   edgeclip classify frame.jpg -b clip-b32/ --pack pets.labels     no text tower, no tokenizer
+  edgeclip classify frame.jpg -b shop/                            by the labels that `edgeclip bake` put in
 """
 
 
@@ -79,10 +80,13 @@ def command(
         raise click.UsageError(
             "--pack brings its own labels and templates; drop --labels, --label and --template."
         )
-    wanted = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label)
+    given = labels or label or template
+    wanted = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label) if given else None
     paths, failures = find_pictures(pictures, as_json)
     rows: list[tuple[str, Classification]] = []
     with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+        if wanted is None and not model.labels:
+            parse_labels(None, ())  # says how to pass them
         results = model.classify_each(
             paths, wanted, templates=template or None, top_k=top_k, threshold=threshold
         )

@@ -1,0 +1,301 @@
+"""Heads on an image tower: labels baked in, so that pixels give scores; or prompts as an input, so that labels may change.
+
+    bake(bundle, Path("shop"), pack, prompts=True)
+
+A head is a few nodes behind the tower's `embeddings`. All graphs of a tower share their weights in one file, so a second or third
+head costs its label matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeclip.bundle import Bundle, Port, Scores, Variant
+from edgeclip.errors import CheckFailed, InputError
+from edgeclip.export.derive import NewVariant, derive_bundle, read_graph
+from edgeclip.export.linears import constant
+from edgeclip.export.observe import session
+from edgeclip.export.passes import number_nodes
+from edgeclip.export.samples import made_up_pictures, pixels_of
+from edgeclip.runtime.images import Preprocessor
+from edgeclip.runtime.labels import LabelPack
+from edgeclip.runtime.verify_heads import MASKED
+
+Array = NDArray[Any]
+Activation = Literal["softmax", "sigmoid"]
+
+# Of a cosine: float32 sums of some hundred products. Labels in another order, a scale left out or a bias twice move 1e-3 and more.
+MAX_COSINE = 2e-6
+PICTURES = 3  # on which a head is compared: more than one, and no batch of anything else
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What was made."""
+
+    bundle: Bundle
+    variants: tuple[str, ...]  # ids of the heads
+    labels: int  # baked in
+    worst: (
+        float  # largest difference of a cosine behind a head's logits from the embeddings in the same graph
+    )
+
+
+def bake(
+    bundle: Bundle,
+    output: Path,
+    pack: LabelPack | None,
+    *,
+    prompts: bool = True,
+    places: int | None = None,
+    variants: Sequence[str] = (),
+    drop_text: bool = False,
+    only_heads: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> Baked:
+    """Write a bundle whose image tower also has a head for these labels, and one that takes prompts. Heads that were there are replaced.
+
+    Args:
+        pack: what to bake in; None: only the head that takes prompts.
+        prompts: also make the head that takes prompts.
+        places: how many prompts that head takes, fewer being padded; None: any number.
+        variants: ids of the image variants to build on; (): the preferred one.
+        drop_text: leave out the text tower and its tokenizer.
+        only_heads: leave out the image variants that give embeddings.
+    Raises:
+        InputError: no such variant, nothing to make, or a pack of another model.
+        CheckFailed: a head does not give what the embeddings in the same graph say.
+    """
+    bases = _bases(bundle, variants)
+    if pack is None and not prompts:
+        raise InputError("nothing to bake: pass labels, or ask for the head that takes prompts.")
+    files, label_file = {}, ""
+    if pack is not None:
+        pack.require(bundle.manifest.model_id, bundle.manifest.embedding_dim)
+        content = pack.to_bytes()
+        label_file = f"labels/{hashlib.sha256(content).hexdigest()[:12]}.labels"
+        files[label_file] = content
+    made: list[NewVariant] = []
+    for base in bases:
+        scores = bundle.manifest.scores_of(base)
+        if pack is not None:
+            made.append(_with_labels(bundle, base, pack, scores, label_file))
+        if prompts:
+            made.append(_with_prompts(bundle, base, scores, places))
+    worst = max(_prove(bundle, one, pack, threads) for one in made)
+    # variants beside the heads are written again: so they share the heads' weights file
+    shared = [] if only_heads else [v for v in bundle.manifest.variants_of("image") if _shares(v, bases)]
+    again = [NewVariant(variant, read_graph(bundle, variant)) for variant in shared]
+    derived = derive_bundle(
+        bundle,
+        output,
+        [*again, *made],
+        keep=_keeps(drop_text, only_heads, {v.id for v in shared}),
+        order=lambda found: _ordered(bundle, found),
+        files=files,
+        changes={"text": None} if drop_text else None,
+        record={
+            "step": "bake",
+            "from": bundle.digest,
+            "heads": [one.variant.id for one in made],
+            "labels": len(pack.labels) if pack else 0,
+            "places": places,
+            "max_cosine_difference": worst,
+        },
+        overwrite=overwrite,
+        threads=threads,
+    )
+    return Baked(derived, tuple(one.variant.id for one in made), len(pack.labels) if pack else 0, worst)
+
+
+def add_labels(model: ir.Model, vectors: Array, scores: Scores, activation: Activation) -> tuple[Port, ...]:
+    """Put a head of fixed labels behind a graph's `embeddings`, in place. The scale stands in the label matrix.
+
+    Args:
+        vectors: (P, D) unit rows.
+    Returns:
+        the outputs: `logits` (N, P), and `scores` (N, P) in 0-1.
+    """
+    graph, rows = model.graph, model.graph.outputs[0]
+    matrix = constant(
+        graph, "head.labels", (vectors.astype(np.float64).T * scores.logit_scale).astype(np.float32)
+    )
+    nodes = [ir.node("MatMul", [rows, matrix])]
+    if scores.logit_bias:
+        bias = constant(graph, "head.bias", np.array(scores.logit_bias, np.float32))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
+    logits = nodes[-1].outputs[0]
+    nodes.append(
+        ir.node("Softmax", [logits], {"axis": -1})
+        if activation == "softmax"
+        else ir.node("Sigmoid", [logits])
+    )
+    return _finish(model, nodes, {"logits": logits, "scores": nodes[-1].outputs[0]}, ("N", len(vectors)))
+
+
+def add_prompts(
+    model: ir.Model, dim: int, scores: Scores, places: int | None
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Put a head that takes prompts behind a graph's `embeddings`, in place.
+
+    Returns:
+        the added inputs: `prompt_embeddings` (B, P, D) float32 unit rows and `prompt_mask` (B, P) bool, B being N or 1;
+        the outputs: `logits` (N, P), -1e4 where masked.
+    """
+    graph, rows = model.graph, model.graph.outputs[0]
+    size: int | str = places or "P"
+    ports = (
+        Port("prompt_embeddings", "float32", ("B", size, dim)),
+        Port("prompt_mask", "bool", ("B", size)),
+    )
+    embeddings, mask = (
+        ir.Value(name=port.name, shape=ir.Shape(port.shape), type=ir.TensorType(_TYPES[port.dtype]))
+        for port in ports
+    )
+    graph.inputs.extend([embeddings, mask])
+    last = constant(graph, "head.axis", np.array([2], np.int64))
+    scale = constant(graph, "head.scale", np.array(scores.logit_scale, np.float32))
+    masked = constant(graph, "head.masked", np.array(MASKED, np.float32))
+    # (B, P, D) @ (N, D, 1): the prompts are read as they lie, and one set serves all pictures
+    nodes = [ir.node("Unsqueeze", [rows, last])]
+    nodes.append(ir.node("MatMul", [embeddings, nodes[-1].outputs[0]]))
+    nodes.append(ir.node("Squeeze", [nodes[-1].outputs[0], last]))
+    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], scale]))
+    if scores.logit_bias:
+        bias = constant(graph, "head.bias", np.array(scores.logit_bias, np.float32))
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
+    nodes.append(ir.node("Where", [mask, nodes[-1].outputs[0], masked]))
+    return ports, _finish(model, nodes, {"logits": nodes[-1].outputs[0]}, ("N", size))
+
+
+_TYPES = {"float32": ir.DataType.FLOAT, "bool": ir.DataType.BOOL}
+
+
+def _finish(
+    model: ir.Model, nodes: Sequence[ir.Node], outputs: dict[str, ir.Value], shape: tuple[int | str, ...]
+) -> tuple[Port, ...]:
+    """Append nodes and make their values the graph's outputs; `embeddings` becomes an inner value."""
+    rows = model.graph.outputs[0]
+    model.graph.extend(nodes)
+    model.graph.outputs.clear()
+    rows.name = "rows"  # number_nodes gives it its place's
+    for name, value in outputs.items():
+        value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+        model.graph.outputs.append(value)
+    number_nodes(model)
+    return tuple(Port(name, "float32", shape) for name in outputs)
+
+
+def _with_labels(
+    bundle: Bundle, base: Variant, pack: LabelPack, scores: Scores, label_file: str
+) -> NewVariant:
+    model = read_graph(bundle, base)
+    outputs = add_labels(model, pack.vectors, scores, bundle.manifest.activation)
+    return NewVariant(replace(_headed(base, "labels"), outputs=outputs, labels=label_file), model)
+
+
+def _with_prompts(bundle: Bundle, base: Variant, scores: Scores, places: int | None) -> NewVariant:
+    model = read_graph(bundle, base)
+    inputs, outputs = add_prompts(model, bundle.manifest.embedding_dim, scores, places)
+    variant = _headed(base, "prompts")
+    return NewVariant(replace(variant, inputs=(*variant.inputs, *inputs), outputs=outputs), model)
+
+
+def _headed(base: Variant, head: Literal["labels", "prompts"]) -> Variant:
+    """What stays of a variant with a head: also its fidelity, which is that of the rows inside."""
+    axes = replace(base.axes, head=head)
+    return replace(base, id=axes.name(base.tower), axes=axes)
+
+
+def _bases(bundle: Bundle, wanted: Sequence[str]) -> list[Variant]:
+    found = {variant.id: variant for variant in bundle.manifest.variants_of("image")}
+    if not found:
+        raise InputError(
+            f"{bundle.root}: has no image tower that gives embeddings. Bake from the bundle that it was made of."
+        )
+    if unknown := [name for name in wanted if name not in found]:
+        raise InputError(
+            f"{bundle.root}: no image variant {unknown[0]!r} to bake on; it has {', '.join(found)}."
+        )
+    return [found[name] for name in dict.fromkeys(wanted)] or list(found.values())[:1]
+
+
+def _shares(variant: Variant, bases: Sequence[Variant]) -> bool:
+    """Whether a variant is one of the bases or reads the same weights file."""
+    return any(variant.id == base.id or set(variant.files) & set(base.files) for base in bases)
+
+
+def _keeps(drop_text: bool, only_heads: bool, again: set[str]) -> Callable[[Variant], bool]:
+    """Which old variants are copied as they are: no old heads, nothing that is written again."""
+
+    def keep(variant: Variant) -> bool:
+        if variant.tower == "text":
+            return not drop_text
+        return variant.axes.head == "embeddings" and not only_heads and variant.id not in again
+
+    return keep
+
+
+def _ordered(bundle: Bundle, found: Sequence[Variant]) -> list[Variant]:
+    """As they stood before, heads last."""
+    place = {variant.id: i for i, variant in enumerate(bundle.manifest.variants)}
+    return sorted(found, key=lambda v: place[v.id] if v.axes.head == "embeddings" else len(place))
+
+
+def _prove(bundle: Bundle, made: NewVariant, pack: LabelPack | None, threads: int | None) -> float:
+    """Largest difference between a head's cosines and those of the embeddings in the same graph, in float64.
+
+    Raises:
+        CheckFailed: it is too large.
+    """
+    model, scores = made.model.clone(), bundle.manifest.scores_of(made.variant)
+    if made.variant.axes.head == "labels":
+        assert pack is not None
+        (reader,), sets = model.graph.initializers["head.labels"].consumers(), [pack.vectors[None]]
+    else:
+        reader = model.graph.initializers["head.axis"].consumers()[0]
+        sets = _prompt_sets(made.variant, bundle.manifest.embedding_dim)
+    rows = reader.inputs[0]
+    assert rows is not None
+    model.graph.outputs.append(rows)
+    opened, pixels, worst = session(model, threads=threads), _pixels(bundle, made.variant), 0.0
+    for vectors in sets:
+        feed = {"pixels": pixels}
+        if made.variant.axes.head == "prompts":
+            feed |= {"prompt_embeddings": vectors, "prompt_mask": np.ones(vectors.shape[:2], bool)}
+        logits, found = (array.astype(np.float64) for array in opened.run(["logits", rows.name], feed))
+        wanted = (found[:, None] * vectors.astype(np.float64)).sum(axis=2)
+        worst = max(worst, float(np.abs((logits - scores.logit_bias) / scores.logit_scale - wanted).max()))
+    if not worst <= MAX_COSINE:
+        raise CheckFailed(
+            f"{made.variant.id}: its cosines are {worst:.1e} from those of its embeddings, {MAX_COSINE:.0e} is allowed. "
+            "Please report it."
+        )
+    return worst
+
+
+def _prompt_sets(variant: Variant, dim: int) -> list[Array]:
+    """Unit rows: one set for all pictures, and one for each."""
+    size = variant.inputs[1].shape[1]
+    sets = np.random.default_rng(0).normal(size=(PICTURES, size if isinstance(size, int) else 7, dim))
+    sets = (sets / np.linalg.norm(sets, axis=2, keepdims=True)).astype(np.float32)
+    return [sets[:1], sets]
+
+
+def _pixels(bundle: Bundle, variant: Variant) -> Array:
+    """A few made-up pictures, as the variant takes them."""
+    spec = bundle.manifest.preprocessing
+    assert spec is not None
+    pictures, preprocessor = made_up_pictures(PICTURES), Preprocessor(spec, decode="exact")
+    if variant.inputs[0].dtype == "uint8":
+        return np.stack([preprocessor.uint8(picture) for picture in pictures])
+    return pixels_of(pictures, spec)
