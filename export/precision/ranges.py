@@ -1,0 +1,159 @@
+"""Scales of activations: what flows through a graph on calibration inputs, and the range of bytes that fits it.
+
+One run over the inputs. Lows and highs are exact; percentiles and errors are taken from rows drawn evenly, so that memory stays
+bounded whatever the model and the number of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeclip.export.observe import observe
+
+Array = NDArray[Any]
+_MEMORY = 256 << 20  # bytes of all rows that are kept
+_ROWS = 1024  # of one value; more change a scale by less than a thousandth
+_BINS = 2048
+_PERCENTILE = 99.99
+_SHRINKS = np.linspace(
+    0.2, 1, 41
+)  # of the whole range: what the search for the least error tries at each end
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One value of a graph on calibration inputs."""
+
+    low: Array  # (K,) of each channel
+    high: Array  # (K,)
+    rows: Array  # (R, K) float32, drawn evenly
+
+    @property
+    def peaks(self) -> Array:
+        """(K,) the largest absolute value of each channel."""
+        peaks: Array = np.maximum(np.abs(self.low), np.abs(self.high))
+        return peaks
+
+    @property
+    def importance(self) -> Array:
+        """(K,) mean square of each channel: how much an error in a weight that reads it matters."""
+        squares: Array = (self.rows**2).mean(axis=0)
+        return squares
+
+    def divided(self, by: Array) -> Seen:
+        """The same after each channel was divided by a positive number. by: (K,)."""
+        return Seen(self.low / by, self.high / by, self.rows / by)
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """value = (byte - zero) * scale."""
+
+    scale: np.float32
+    zero: Array  # () uint8 or int8: its type is that of the bytes
+
+    def rounded(self, x: Array) -> Array:
+        """What is left of x after a byte was made of it, float32."""
+        ends = np.iinfo(self.zero.dtype)
+        zero = np.float32(self.zero)
+        q = np.clip(np.rint(x / self.scale) + zero, ends.min, ends.max)
+        rounded: Array = ((q - zero) * self.scale).astype(np.float32)
+        return rounded
+
+
+def see(
+    model: ir.Model, names: Sequence[str], inputs: Array, *, threads: int | None = None, channels: int = -1
+) -> dict[str, Seen]:
+    """Run the graph on its calibration inputs and keep what scales need.
+
+    Args:
+        names: of values inside the graph.
+        inputs: (N, ...) for its one input.
+        channels: the axis of the channels: -1 behind linear layers, 1 behind convolutions.
+    """
+    found: dict[str, Seen] = {}
+    draw = np.random.default_rng(0)
+    done = 0
+    for batch in observe(model, names, inputs, threads=threads):
+        whole = {name: _by_channel(array, channels) for name, array in batch.items()}
+        width = sum(array.shape[1] for array in whole.values())
+        most = min(_ROWS, max(_MEMORY // (4 * width), 1))
+        size = len(next(iter(batch.values())))
+        share = -(-most * (done + size) // len(inputs)) - -(-most * done // len(inputs))
+        done += size
+        for name, array in whole.items():
+            kept = array[np.sort(draw.permutation(len(array))[:share])]
+            part = Seen(array.min(axis=0), array.max(axis=0), kept)
+            found[name] = _joined(found[name], part) if name in found else part
+    return found
+
+
+def byte_range(seen: Seen, how: str, kind: str) -> ByteRange:
+    """The range of bytes for a value.
+
+    Args:
+        how: a key of RANGES.
+        kind: "uint8": both ends as they are; "int8": symmetric around a zero point of 0.
+    """
+    low, high = RANGES[how](seen, kind)
+    low, high = min(low, 0.0), max(high, 0.0)  # zero must be exact: padding and ReLU give it
+    if kind == "int8":
+        return ByteRange(np.float32(max(-low, high) / 127 or 1), np.array(0, np.int8))
+    scale = np.float32((high - low) / 255 or 1)
+    return ByteRange(scale, np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
+
+
+def _min_max(seen: Seen, kind: str) -> tuple[float, float]:
+    return float(seen.low.min()), float(seen.high.max())
+
+
+def _percentile(seen: Seen, kind: str) -> tuple[float, float]:
+    """Without the outermost ten thousandth at each end. The rows' own, never beyond the ends."""
+    low, high = np.percentile(seen.rows, (100 - _PERCENTILE, _PERCENTILE))
+    return float(low), float(high)
+
+
+def _mse(seen: Seen, kind: str) -> tuple[float, float]:
+    """The ends with the least squared error: what is clipped beside what is rounded, counted in a histogram."""
+    low, high = _min_max(seen, kind)
+    if kind == "int8":
+        low, high = -max(-low, high), max(-low, high)
+    low, high = min(low, 0.0), max(high, 0.0)
+    counts, edges = np.histogram(seen.rows, bins=_BINS, range=(low, high))
+    middles = (edges[1:] + edges[:-1]) / 2
+    lows, highs = low * _SHRINKS[:, None], high * _SHRINKS[:, None]
+    below, above = np.maximum(lows - middles, 0), np.maximum(middles - highs, 0)  # (41, bins)
+    clipped = (below**2 @ counts)[:, None] + (above**2 @ counts)[None]  # row = low, column = high
+    inside = counts.sum() - ((below > 0) @ counts)[:, None] - ((above > 0) @ counts)[None]
+    error = clipped + inside * ((highs.T - lows) / 255) ** 2 / 12
+    if kind == "int8":
+        error = np.where(np.eye(len(error), dtype=bool), error, np.inf)
+    row, column = np.unravel_index(int(error.argmin()), error.shape)
+    return float(lows[row, 0]), float(highs[column, 0])
+
+
+RANGES: Mapping[str, Callable[[Seen, str], tuple[float, float]]] = {
+    "min-max": _min_max,
+    "percentile": _percentile,
+    "mse": _mse,
+}
+
+
+def _by_channel(array: Array, axis: int) -> Array:
+    array = np.moveaxis(array, axis, -1)
+    return array.reshape(-1, array.shape[-1])
+
+
+def _joined(a: Seen, b: Seen) -> Seen:
+    return replace(
+        a,
+        low=np.minimum(a.low, b.low),
+        high=np.maximum(a.high, b.high),
+        rows=np.concatenate([a.rows, b.rows]),
+    )
