@@ -14,9 +14,10 @@ import re
 import string
 import struct
 from array import array
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CLEAN = "siglip"  # its name in TextSettings.clean
 _SPACE = "\u2581"  # stands for a space in pieces

@@ -6,15 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgeclip.bundle.manifest import TextSettings
 from edgeclip.errors import BundleError, InputError
 from edgeclip.runtime.text import siglip
 from edgeclip.runtime.text.clean import clean
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_CHARACTERS = 1 << 20  # of one text: the cleaning and the merges are superlinear in it
 
@@ -42,6 +45,8 @@ class TextEncoder:
     @classmethod
     def open(cls, path: Path, settings: TextSettings) -> TextEncoder:
         """Read a tokenizer.json. Raises BundleError if it is damaged."""
+        from tokenizers import Tokenizer  # late: label packs and baked labels do without its 3 MB
+
         try:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), settings)
         except Exception as error:  # the tokenizers library raises a bare Exception
