@@ -80,7 +80,12 @@ def _replace(graph: ir.Graph, found: _Portable) -> None:
     if mask is not None and mask.shape is not None and len(mask.shape) == 2:
         # The causal mask alone has no batch axis; fused kernels know it by the attribute.
         mask, causal = None, True
-    elif mask is not None and mask.shape is not None and q.shape is not None and mask.shape[2] != q.shape[2]:
+    elif (
+        mask is not None
+        and mask.shape is not None
+        and found.q.shape is not None
+        and mask.shape[2] != found.q.shape[2]
+    ):
         mask = _expanded(graph, new, mask, like=q, axis=2)  # onnxruntime wants a row for each query
     inputs = [q, k, found.v] if mask is None else [q, k, found.v, mask]
     node = ir.node("Attention", inputs, {"is_causal": int(causal), "scale": 1.0})

@@ -98,6 +98,11 @@ class Attend(nn.Module):
         return y.transpose(1, 2).flatten(2)
 
 
+def attention_bias(size: Tensor | None) -> Tensor | None:
+    """(N, T, 1) patches that each token stands for -> (N, 1, 1, T): a mask by which a token of n counts as n did."""
+    return None if size is None else size.log().transpose(1, 2)[:, None]
+
+
 class TracedMlp(nn.Module):
     """Linear, activation, linear."""
 
@@ -154,10 +159,10 @@ class PoolHead(nn.Module):
         self.q = nn.Parameter(q.contiguous(), requires_grad=False)  # (1, h, Q, d)
         self.kv, self.out = Linear(*linears), Linear(head.out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, W) -> (N, Q, W')."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(N, T, W) -> (N, Q, W'). `mask`: see Attend."""
         k, v = self.kv(x if self.norm_k is None else self.norm_k(x)).chunk(2, dim=-1)
-        y: Tensor = self.out(self.attend(self.q, k, v))
+        y: Tensor = self.out(self.attend(self.q, k, v, mask))
         if self.mlp is not None and self.norm is not None:
             y = y + self.mlp(self.norm(y))
         return y
@@ -184,32 +189,42 @@ class _Image(nn.Module):
         self.head = None if tower.head is None else PoolHead(tower.head)
         self.projection = None if tower.projection is None else Linear(tower.projection)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def _embedded(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, T, W): what enters the first block."""
         x: Tensor = self.patches(pixels).flatten(2).transpose(1, 2)
         if self.config.class_token:
             x = F.pad(x, (0, 0, 1, 0))
         x = x + self.position if self.position is not None else x
-        if self.norm_pre is not None:
-            x = self.norm_pre(x)
+        return x if self.norm_pre is None else self.norm_pre(x)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self._embedded(pixels)
         only = (lambda tokens: tokens[:, :1]) if self.config.pool == "cls" else None
         for i, block in enumerate(self.blocks, 1):
             x = block(x, None, only if i == len(self.blocks) else None)
         x = self._pool(x)
         return x if self.projection is None else self.projection(x)
 
-    def _pool(self, x: Tensor) -> Tensor:
-        """(N, T, W) -> (N, W), by the config's rule: the order of norm and pool is the source's own."""
+    def _pool(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """(N, T, W) -> (N, W), by the config's rule: the order of norm and pool is the source's own.
+
+        Args:
+            size: (N, T, 1) patches that each token stands for; None: one each.
+        """
         config = self.config
         if self.norm_post is not None and not config.norm_after_pool:
             x = self.norm_post(x)
         if self.head is not None:
-            x = self.head(x)
+            x = self.head(x, attention_bias(size))
             if config.pool == "map":
                 x = x[:, 0]
         elif config.pool == "cls":
             x = x[:, 0]
-        else:
+        elif size is None:
             x = x[:, int(config.class_token) :].mean(dim=1)
+        else:
+            patches = config.tokens - int(config.class_token)
+            x = (x * size)[:, int(config.class_token) :].sum(dim=1) / patches
         if self.norm_post is not None and config.norm_after_pool:
             x = self.norm_post(x)
         if config.pool == "attentional":

@@ -50,6 +50,32 @@ def copy_batch_sizes(model: ir.Model) -> PassReport:
     return PassReport("copy_batch_sizes", changed, tuple(missed))
 
 
+def gather_rows(model: ir.Model) -> PassReport:
+    """Take whole rows of (N, T, W) by one index each, not by one for every value: a fifth of the time, no index of the rows' width."""
+    changed, missed = 0, []
+    for node in _nodes(model, "GatherElements"):
+        data, index = node.inputs[0], node.inputs[1]
+        assert data is not None
+        assert index is not None
+        made_by = index.producer()
+        wide = made_by is not None and made_by.op_type == "Expand"
+        rows = made_by.inputs[0] if made_by is not None and wide else None
+        if rows is None or rows.shape is None or data.shape is None or len(data.shape) != 3:
+            if data.shape is None or len(data.shape) == 3:
+                missed.append(f"{node.name}: its indices are not one a row")
+            continue
+        if node.attributes["axis"].as_int() != 1 or rows.shape[2] != 1 or rows.shape[1] != index.shape[1]:  # type: ignore[index]
+            missed.append(f"{node.name}: takes no whole rows")
+            continue
+        taken = ir.node("GatherND", [data, rows], {"batch_dims": 1})
+        old, new = node.outputs[0], taken.outputs[0]
+        new.shape, new.type = old.shape, old.type
+        model.graph.insert_before(node, taken)
+        old.replace_all_uses_with(new)
+        changed += 1
+    return PassReport("gather_rows", changed, tuple(missed))
+
+
 def remove_unused(model: ir.Model) -> PassReport:
     """Drop nodes and initializers that nothing reads."""
     before = len(model.graph) + len(model.graph.initializers)
@@ -116,7 +142,7 @@ def store_fp16(model: ir.Model) -> PassReport:
 SMALL = 64  # elements: a scalar or a bias of this size is not worth a Cast
 
 # In this order: what is rewritten leaves unused nodes, and names come last.
-PASSES: tuple[Pass, ...] = (copy_batch_sizes, remove_unused, share_initializers, tidy_names)
+PASSES: tuple[Pass, ...] = (copy_batch_sizes, gather_rows, remove_unused, share_initializers, tidy_names)
 
 
 def _target_size(size: int | ir.SymbolicDim, axis: int, data: ir.Shape) -> int:

@@ -103,7 +103,7 @@ def _fold(graph: ir.Graph, conv: ir.Node, scale: Array, shift: Array) -> None:
         constant(graph, f"{name}.uint8.weight", weight.astype(np.float32)),
         constant(graph, f"{name}.uint8.bias", bias.astype(np.float32)),
     ]
-    folded = ir.node("Conv", inputs, {key: value for key, value in conv.attributes.items()})
+    folded = ir.node("Conv", inputs, dict(conv.attributes.items()))
     old, new = conv.outputs[0], folded.outputs[0]
     new.type, new.shape = old.type, old.shape
     graph.insert_before(conv, folded)
