@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -22,6 +23,7 @@ from PIL import Image
 
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EngineError, InputError
+from edgeclip.runtime.codecs import Codecs
 from edgeclip.runtime.engines import EngineOptions
 from edgeclip.runtime.heads import Heads
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture
@@ -146,6 +148,18 @@ class Model:
         for tower in self._towers:
             tower.close()
         self._pictures.close()
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        """How to store this model's vectors in fewer bytes. Raises EngineError for a bundle that none were fitted for."""
+        facts = self.manifest
+        if not facts.codecs:
+            raise EngineError(
+                f"{self.bundle.root}: this bundle has no codecs. Fit them with `edgeclip codecs` and your own pictures."
+            )
+        found = Codecs.open(self.bundle.path(facts.codecs))
+        found.require(facts.model_id, facts.embedding_dim)
+        return found
 
     def warmup(self, *, text: bool = True) -> None:
         """Open the towers and run each once, so that the first real call is as fast as the next. `text=False`: not that one.

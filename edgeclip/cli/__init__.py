@@ -28,6 +28,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "compress": "edgeclip.cli.compress",
     "bake": "edgeclip.cli.bake",
     "classify": "edgeclip.cli.classify",
+    "codecs": "edgeclip.cli.codecs",
     "embed": "edgeclip.cli.embed",
     "search": "edgeclip.cli.search",
     "labels": "edgeclip.cli.labels",

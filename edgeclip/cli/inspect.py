@@ -37,6 +37,10 @@ def command(bundle: str, memory: bool, as_json: bool) -> None:
         record["memory_bytes"] = {
             variant.id: estimate_memory(opened, variant) for variant in opened.manifest.variants
         }
+    if opened.manifest.codecs:
+        from edgeclip.runtime.codecs import Codecs
+
+        record["codecs_measured"] = dict(Codecs.open(opened.path(opened.manifest.codecs)).measured)
     if as_json:
         emit(record)
     else:
@@ -99,6 +103,10 @@ def _print(record: dict[str, Any]) -> None:
             _size(memory[variant["id"]]) if variant["id"] in memory else "-",
         )
     out.print(table)
+    if "codecs_measured" in record:
+        from edgeclip.cli.codecs import codec_table
+
+        out.print(codec_table(record["codecs_measured"]))
     for warning in licence["warnings"]:
         out.print(f"licence: {warning}", style="yellow")
 

@@ -59,25 +59,27 @@ class Codecs:
             name: of `names`.
             stored: what its codes are made from; None: pictures, or texts where no picture was fitted.
         Raises:
-            InputError: no such codec, or a kind that was not fitted.
+            InputError: no such codec, or int8 or bits of a kind that was not fitted.
         """
         kind = stored or self.kinds[0]
         if name not in self.names:
             raise InputError(f"codec {name!r}: not in this bundle. Choose from {', '.join(self.names)}.")
+        if name == "fp16":
+            return Half(name, self.dim)
+        if name.startswith("d"):
+            width = int(name[1:])
+            return Truncated(
+                name, self.dim, self.tensors["rotation"][:width] if self.cut[width] else None, width
+            )
         if kind not in self.kinds:
             raise InputError(
                 f"codec {name}: was fitted without vectors of kind {kind!r}. Fit it again with them."
             )
-        if name == "fp16":
-            return Half(name, self.dim)
         if name == "int8":
             return Int8(name, self.dim, self.tensors[f"{kind}.mean"], self.tensors[f"{kind}.scale"])
-        if name == "bits":
-            means = {each: self.tensors[f"{each}.mean"] for each in self.kinds}
-            spread, rotation = self.tensors[f"{kind}.spread"], self.tensors.get("bits.rotation")
-            return Bits(name, self.dim, means, kind, spread, rotation)
-        width = int(name[1:])
-        return Truncated(name, self.dim, self.tensors["rotation"][:width] if self.cut[width] else None, width)
+        means = {each: self.tensors[f"{each}.mean"] for each in self.kinds}
+        spread, rotation = self.tensors[f"{kind}.spread"], self.tensors.get("bits.rotation")
+        return Bits(name, self.dim, means, kind, spread, rotation)
 
     def require(self, model_id: str, dim: int) -> None:
         """Raise InputError unless they were fitted to this model."""

@@ -64,6 +64,10 @@ def test_truncated(codecs: Codecs) -> None:
         )
         np.testing.assert_allclose(codec.decode(codes), want @ turn, rtol=0, atol=1e-3)
         np.testing.assert_array_equal(codec.rotation, codecs["d32"].rotation[:width])  # type: ignore[attr-defined]
+        # pictures and texts weigh the same, though there are more pictures
+        both = np.concatenate([IMAGES / np.sqrt(len(IMAGES)), TEXTS / np.sqrt(len(TEXTS))])
+        directions = np.linalg.svd(both.astype(np.float64), full_matrices=False)[2][:width]
+        np.testing.assert_allclose(np.abs((turn * directions).sum(axis=1)), 1, rtol=0, atol=1e-4)
         plain = replace(codec, rotation=None)
         np.testing.assert_allclose(plain.encode(UNSEEN), unit(UNSEEN[:, :width]), rtol=0, atol=5e-4)
         np.testing.assert_allclose(plain.decode(plain.encode(UNSEEN))[:, width:], 0, rtol=0, atol=0)
@@ -117,7 +121,13 @@ def test_bits(codecs: Codecs) -> None:
     centred = (UNSEEN - IMAGES.mean(axis=0)) @ turn.T
     turned = replace(bare, rotation=turn, spread=np.abs(centred).mean(axis=0))
     assert (np.unpackbits(turned.encode(UNSEEN), axis=1) != (centred > 0)).mean() < 1e-4  # rounding at 0
-    for codec in (turned, codecs["bits"]):
+    fitted = codecs["bits"]
+    assert isinstance(fitted, Bits)
+    assert fitted.rotation is not None
+    np.testing.assert_allclose(fitted.rotation @ fitted.rotation.T, np.eye(DIM), rtol=0, atol=1e-5)
+    apart = np.abs((IMAGES - IMAGES.mean(axis=0)) @ fitted.rotation.T)
+    np.testing.assert_allclose(fitted.spread, apart.mean(axis=0), rtol=0, atol=1e-5)
+    for codec in (turned, fitted):
         decoded = codec.decode(codec.encode(UNSEEN))
         assert 0.9 < (unit(decoded) * UNSEEN).sum(axis=1).mean() < 1
 
@@ -154,6 +164,13 @@ def test_search(codecs: Codecs, monkeypatch: pytest.MonkeyPatch) -> None:
     found, scores = bits.search(ASKED, 10, codes, asking="text", rescore=(finer, stored), oversampling=4)
     np.testing.assert_array_equal(found, want)
     np.testing.assert_allclose(scores, np.take_along_axis(exact, found, axis=1), rtol=0, atol=1e-6)
+    one = np.eye(
+        1, DIM, dtype=np.float32
+    )  # a finer codec that cannot tell them apart: the lower row comes first
+    equal = codecs["fp16"].encode(np.repeat(one, 9, axis=0))
+    coarse = np.concatenate([~bits.encode(np.repeat(one, 8, axis=0)), bits.encode(one)])
+    assert bits.search(one, 3, coarse)[0].tolist() == [[8, 0, 1]]
+    assert bits.search(one, 3, coarse, rescore=(codecs["fp16"], equal))[0].tolist() == [[0, 1, 2]]
     monkeypatch.setattr("edgeclip.runtime.codecs.kinds._SCORES", 7 * len(UNSEEN))  # seven queries at a time
     np.testing.assert_array_equal(finer.search(ASKED, 10, stored)[0], rows)
     monkeypatch.setattr("edgeclip.runtime.codecs.nearest._ROWS", 400)  # codes in four blocks
@@ -222,6 +239,17 @@ def test_measured_is_what_an_exact_search_says(codecs: Codecs) -> None:
     )
 
 
+def test_what_is_measured_is_not_what_was_fitted() -> None:
+    """Every fourth vector lies where no other does: codecs fitted without those cannot hold them."""
+    rows = np.random.default_rng(4).normal(size=(400, 32))
+    held = np.arange(400) % 4 == 0
+    rows[held, 16:], rows[~held, :16] = 0, 0
+    found = fit_codecs({"image": unit(rows).astype(np.float32)}, MODEL)
+    (int8,) = [row["recall"]["image"] for row in found.measured["rows"] if row["codec"] == "int8"]
+    assert int8 < 0.7
+    assert recall(found["int8"], unit(rows[held]), unit(rows[held]), "image", same=True) > 0.95
+
+
 def test_vectors_trained_to_be_cut_are_not_rotated() -> None:
     """Components in the order of their weight, and bits that are independent already: a rotation brings nothing."""
     rows = np.random.default_rng(3).normal(size=(800, 32)) * np.arange(1, 33) ** -1.0
@@ -251,6 +279,7 @@ def test_pictures_alone_or_texts_alone() -> None:
         bits.scores(ASKED, bits.encode(UNSEEN), asking="text")
     with pytest.raises(InputError, match="codec int8: was fitted without vectors of kind 'text'"):
         pictures.codec("int8", "text")
+    assert pictures.codec("d8", "text").encode(ASKED).shape == (200, 8)
     texts = fit_codecs({"text": TEXTS}, MODEL, [20])
     assert texts.names == ("fp16", "d20", "int8", "bits")
     assert recall(texts["int8"], ASKED, ASKED, "text", same=True) > 0.9
@@ -272,7 +301,7 @@ def with_nan(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     [
         ({}, None, "expected vectors of pictures or texts to fit to, got none"),
         ({"image": IMAGES[:63]}, None, "image vectors: expected at least 64 to fit codecs to, got 63"),
-        ({"image": IMAGES, "text": TEXTS[:9]}, None, "text vectors: expected at least 64 to fit codecs to, got 9"),
+        ({"image": IMAGES, "text": TEXTS[:9]}, None, "text vectors: expected at least 32 to fit codecs to, got 9"),
         ({"image": IMAGES, "text": TEXTS[:, :8]}, None, r"text vectors: expected \(N, 64\) float unit rows, got \(400, 8\)"),
         ({"image": with_nan(IMAGES)}, None, r"image vectors\[5\]: expected a row of length 1, got nan"),
         ({"image": 2 * IMAGES}, None, r"image vectors\[0\]: expected a row of length 1, got 2"),
