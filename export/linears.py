@@ -36,6 +36,35 @@ def linears(model: ir.Model) -> list[Linear]:
     return list(_linears(model))
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """A two-dimensional convolution with a constant kernel."""
+
+    name: str  # of the kernel, as in the checkpoint
+    node: ir.Node
+    x: ir.Value  # (N, C, H, W)
+    kernel: Array  # (M, C, kh, kw) float32
+    bias: ir.Value | None  # (M,), an initializer
+    output: ir.Value  # (N, M, H', W')
+
+
+def convolutions(model: ir.Model) -> list[Convolution]:
+    """Every convolution of the graph that is not grouped, in its order."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "Conv" or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        kernel = array_of(node.inputs[1])
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
+        if kernel is None or kernel.ndim != 4 or grouped or (bias is not None and array_of(bias) is None):
+            continue
+        name = str(root(node.inputs[1]).name).removesuffix(".fp16")
+        kernel = kernel.astype(np.float32, copy=False)
+        found.append(Convolution(name, node, node.inputs[0], kernel, bias, node.outputs[0]))
+    return found
+
+
 def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new initializer. Raises ValueError if the name is taken."""
     if name in graph.initializers:

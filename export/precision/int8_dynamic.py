@@ -11,12 +11,19 @@ import onnx_ir as ir
 
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
-from edgeclip.export.precision.layers8 import encode_weight, prepare, replace_layer
+from edgeclip.export.precision.layers8 import choose, encode_weight, replace_layer, smoothed
+from edgeclip.export.precision.ranges import Seen, see
 
 
 def apply(model: ir.Model, request: Request) -> list[PassReport]:
     """Quantise the layers that are asked for, in place."""
-    layers, seen, reports = prepare(model, request, "uint8")
+    chosen = choose(model, request, convolved=False)
+    layers, reports, seen = list(chosen.linears), [chosen.report], dict[str, Seen]()
+    if request.inputs is not None and layers:
+        names = {str(layer.x.name): -1 for layer in layers}
+        seen = see(model, names, request.inputs, threads=request.threads)
+        layers, report = smoothed(model, chosen, seen, request, "uint8")
+        reports.insert(0, report)
     inputs: dict[ir.Value, ir.Node] = {}
     for layer in layers:
         known = seen.get(str(layer.x.name))

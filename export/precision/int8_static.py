@@ -7,19 +7,24 @@ and embeddings stay float: with those quantised, a ViT-B/16 falls from 85 % top-
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from edgeclip.export.linears import constant
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
-from edgeclip.export.precision.layers8 import encode_weight, prepare, replace_layer
-from edgeclip.export.precision.ranges import ByteRange, byte_range
+from edgeclip.export.precision.int8_conv import activated, quantise, through_bytes
+from edgeclip.export.precision.layers8 import choose, encode_weight, replace_layer, smoothed
+from edgeclip.export.precision.ranges import ByteRange, byte_range, see
 
 
 def apply(model: ir.Model, request: Request) -> list[PassReport]:
     """Quantise the layers that are asked for, in place. An input that several of them read is made bytes once."""
-    layers, seen, reports = prepare(model, request, request.activations)
+    assert request.inputs is not None, "convert() asks for them"
+    chosen = choose(model, request)
+    values = {str(layer.x.name): -1 for layer in chosen.linears}
+    values |= {str(value.name): 1 for layer in chosen.convolutions for value in (layer.x, activated(layer))}
+    seen = see(model, values, request.inputs, threads=request.threads)
+    layers, smoothing = smoothed(model, chosen, seen, request, request.activations)
+    quantise(model, chosen.convolutions, seen, request)
     inputs: dict[ir.Value, tuple[ByteRange, ir.Value]] = {}
     for layer in layers:
         known = seen[str(layer.x.name)]
@@ -32,18 +37,4 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
         # The mean of a product is the product of the mean: what rounding adds on average, the bias takes away.
         drift = known.rows.mean(0) @ layer.weight - found.rounded(known.rows).mean(0) @ bytes_.floats
         replace_layer(model.graph, layer, [up, ir.node("MatMul", [x, up.outputs[0]])], drift)
-    return reports
-
-
-def through_bytes(graph: ir.Graph, x: ir.Value, found: ByteRange) -> ir.Value:
-    """x behind a QuantizeLinear and a DequantizeLinear."""
-    scale = constant(graph, f"{x.name}.scale", np.array(found.scale))
-    zero = constant(graph, f"{x.name}.zero", found.zero)
-    down = ir.node("QuantizeLinear", [x, scale, zero])
-    up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero])
-    maker = x.producer()
-    assert maker is not None, "a layer that reads the graph's input is not quantised"
-    graph.insert_after(maker, [down, up])
-    for value, like in ((down.outputs[0], zero), (up.outputs[0], x)):
-        value.shape, value.type = x.shape, like.type
-    return up.outputs[0]
+    return [smoothing, chosen.report]

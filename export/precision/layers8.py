@@ -2,41 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeclip.errors import InputError
-from edgeclip.export.linears import Array, Linear, array_of, constant, linears
+from edgeclip.export.linears import Array, Convolution, Linear, array_of, constant, convolutions, linears
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
-from edgeclip.export.precision.ranges import Seen, see
+from edgeclip.export.precision.ranges import Seen
 from edgeclip.export.precision.smooth import smooth
 from edgeclip.export.precision.weights8 import Bytes, encode
 
 NARROW = 16  # inputs or outputs; a smaller product is over before its bytes are made
 
 
-def prepare(
-    model: ir.Model, request: Request, kind: str
-) -> tuple[list[Linear], dict[str, Seen], list[PassReport]]:
-    """Choose the layers, watch their inputs and smooth them.
+@dataclass(frozen=True)
+class Chosen:
+    """The layers to quantise."""
+
+    linears: tuple[Linear, ...]
+    convolutions: tuple[Convolution, ...]
+    report: PassReport  # with why each other one is left
+
+
+def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chosen:
+    """What becomes an integer product: what request.layers names, else everything except the first convolution and the last layer.
 
     Args:
-        kind: bytes of the activations, see ranges.byte_range.
-    Returns:
-        the layers as they are now; what their inputs are, by name, empty without calibration inputs; the reports.
+        convolved: whether the method quantises convolutions.
     Raises:
         InputError: request.layers names a layer that the graph lacks.
     """
-    layers, left = _choose(model, request.layers)
-    nodes = {layer.node for layer in layers}
-    reports = [PassReport("int8", len(layers), tuple(left))]
-    if request.inputs is None or not layers:
-        return layers, {}, reports
-    seen = see(model, [str(layer.x.name) for layer in layers], request.inputs, threads=request.threads)
-    smoothed = smooth(
+    products, kernels = linears(model), convolutions(model) if convolved else []
+    layers: dict[ir.Node, Linear | Convolution] = {layer.node: layer for layer in products}
+    layers |= {layer.node: layer for layer in kernels}
+    names = {layer.name for layer in layers.values()}
+    if unknown := (request.layers or frozenset()) - names:
+        some = ", ".join(sorted(names)[:3])
+        raise InputError(
+            f"layers: the graph has no {min(unknown)!r}. Of its {len(names)} the first are {some}."
+        )
+    last = _nearest(layers, [value.producer() for value in model.graph.outputs])
+    left = {}
+    for node, layer in layers.items():
+        shape = layer.weight.shape if isinstance(layer, Linear) else layer.kernel.shape
+        if request.layers is not None and layer.name not in request.layers:
+            left[node] = "not asked for"
+        elif min(shape[:2]) < NARROW:
+            left[node] = f"its weight is {shape}, below {NARROW} nothing is gained"
+        elif request.layers is None and node in last:
+            left[node] = "the last layer, whose rounding errors would be the embedding's own"
+        elif (
+            request.layers is None and isinstance(layer, Convolution) and not _nearest(layers, _makers(node))
+        ):
+            left[node] = "the first layer, which reads pixels"
+        elif layer.x.producer() is None:
+            left[node] = "it reads the graph's input"
+    missed = tuple(f"{layers[node].name}: {reason}" for node, reason in left.items())
+    report = PassReport("int8", len(layers) - len(left), missed)
+    return Chosen(
+        tuple(layer for layer in products if layer.node not in left),
+        tuple(layer for layer in kernels if layer.node not in left),
+        report,
+    )
+
+
+def smoothed(
+    model: ir.Model, chosen: Chosen, seen: dict[str, Seen], request: Request, kind: str
+) -> tuple[list[Linear], PassReport]:
+    """Smooth the chosen linear layers; they as they are afterwards."""
+    nodes = {layer.node for layer in chosen.linears}
+    report = smooth(
         model,
         nodes,
         seen,
@@ -45,7 +84,7 @@ def prepare(
         kind=kind,
         saturating=request.saturating,
     )
-    return [layer for layer in linears(model) if layer.node in nodes], seen, [smoothed, *reports]
+    return [layer for layer in linears(model) if layer.node in nodes], report
 
 
 def encode_weight(
@@ -78,36 +117,11 @@ def replace_layer(graph: ir.Graph, layer: Linear, new: list[ir.Node], drift: Arr
     layer.output.replace_all_uses_with(output, replace_graph_outputs=True)
 
 
-def _choose(model: ir.Model, wanted: frozenset[str] | None) -> tuple[list[Linear], list[str]]:
-    """The layers to quantise, and why each other one is left."""
-    found = linears(model)
-    if wanted is not None and (unknown := wanted - {layer.name for layer in found}):
-        names = ", ".join(layer.name for layer in found[:3])
-        raise InputError(
-            f"layers: the graph has no {min(unknown)!r}. It has {len(found)}, the first are {names}."
-        )
-    last = _last_layers(model, {layer.node for layer in found})
-    chosen, left = [], []
-    for layer in found:
-        reason = ""
-        if wanted is not None and layer.name not in wanted:
-            reason = "not asked for"
-        elif min(layer.weight.shape) < NARROW:
-            reason = f"its weight is {layer.weight.shape}, below {NARROW} nothing is gained"
-        elif wanted is None and layer.node in last:
-            reason = "the last layer, whose rounding errors would be the embedding's own"
-        if reason:
-            left.append(f"{layer.name}: {reason}")
-        else:
-            chosen.append(layer)
-    return chosen, left
-
-
-def _last_layers(model: ir.Model, layers: Collection[ir.Node]) -> set[ir.Node]:
-    """Those from which an output is reached without another one between."""
+def _nearest(layers: Collection[ir.Node], start: Sequence[ir.Node | None]) -> set[ir.Node]:
+    """The layers that are met first on the way back from some nodes, themselves included."""
     found: set[ir.Node] = set()
     seen: set[ir.Node] = set()
-    stack = [value.producer() for value in model.graph.outputs]
+    stack = list(start)
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -116,5 +130,9 @@ def _last_layers(model: ir.Model, layers: Collection[ir.Node]) -> set[ir.Node]:
         if node in layers:
             found.add(node)
         else:
-            stack += [value.producer() for value in node.inputs if value is not None]
+            stack += _makers(node)
     return found
+
+
+def _makers(node: ir.Node) -> list[ir.Node | None]:
+    return [value.producer() for value in node.inputs if value is not None]

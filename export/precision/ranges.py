@@ -6,7 +6,7 @@ bounded whatever the model and the number of pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,20 +68,19 @@ class ByteRange:
 
 
 def see(
-    model: ir.Model, names: Sequence[str], inputs: Array, *, threads: int | None = None, channels: int = -1
+    model: ir.Model, values: Mapping[str, int], inputs: Array, *, threads: int | None = None
 ) -> dict[str, Seen]:
     """Run the graph on its calibration inputs and keep what scales need.
 
     Args:
-        names: of values inside the graph.
+        values: names inside the graph, each with the axis of its channels: -1 around linear layers, 1 around convolutions.
         inputs: (N, ...) for its one input.
-        channels: the axis of the channels: -1 behind linear layers, 1 behind convolutions.
     """
     found: dict[str, Seen] = {}
     draw = np.random.default_rng(0)
     done = 0
-    for batch in observe(model, names, inputs, threads=threads):
-        whole = {name: _by_channel(array, channels) for name, array in batch.items()}
+    for batch in observe(model, list(values), inputs, threads=threads):
+        whole = {name: _by_channel(array, values[name]) for name, array in batch.items()}
         width = sum(array.shape[1] for array in whole.values())
         most = min(_ROWS, max(_MEMORY // (4 * width), 1))
         size = len(next(iter(batch.values())))
