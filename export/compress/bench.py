@@ -30,6 +30,7 @@ from edgeclip.runtime.engines.onnxruntime_session import first_line
 Array = NDArray[Any]
 FLOAT = "float"  # in place of a method: the base as it is
 BATCHES = (1, 3, 8)
+HOPELESS = 1e3  # relative distance; two unrelated samples have 1
 PROBES = 8  # calibration samples that a group's sensitivity is measured on
 _CHUNK = 8  # samples a call
 
@@ -125,31 +126,28 @@ class Bench:
         found: Array = pictures @ labels.ensemble(texts[self.data.texts if labels.given else 0 :]).T
         return found
 
+    def float_point(self, base: Variant) -> Point:
+        """A float variant's place on the curve; the plain one is what all others are compared with."""
+        model = read_graph(self.bundle, base)
+        point = Point(self.tower, base.id, FLOAT, (), size_of(model), None, None, "base")
+        if base is self.plain:
+            figures = self.judge.figures(self._references[self.tower], "calibration")
+            return replace(point, figures=figures, verdict="reference")
+        return self._measured(Candidate(base, model, (), point, None)).point
+
     def convert(self, base: Variant, method: str, left: Layers = frozenset()) -> Candidate:
-        """All layers but some converted, run and timed.
+        """All layers converted, or all but some; run and timed.
 
         Raises:
             CheckFailed: the result is not finite, or the same for every input.
             EdgeClipError: the method refuses the graph.
         """
-        model = read_graph(self.bundle, base)
-        reports: tuple[PassReport, ...] = ()
-        if method != FLOAT:
-            layers = self._all[base.id, method] - left if left else None
-            model, reports = self._converted(base, method, layers, len(self._halves["calibration"]))
-            if not left:
-                self._all[base.id, method] = frozenset(name for name, _ in self.converted_layers(base, model))
+        layers = self._all[base.id, method] - left if left else None
+        model, reports = self._converted(base, method, layers, len(self._halves["calibration"]))
+        if not left:
+            self._all[base.id, method] = frozenset(name for name, _ in self.converted_layers(base, model))
         point = Point(self.tower, base.id, method, tuple(sorted(left)), size_of(model), None, None, "step")
-        point = replace(point, latency=self.target.variants.get(self.name_of(base, method)))
-        try:
-            graph = self._open(model, base)
-            rows = self._rows(graph, "calibration")
-        except EngineError as error:
-            return Candidate(base, model, reports, replace(point, reason=str(error)), None)
-        figures = self.judge.figures(rows, "calibration")
-        if self._time_here and (method != FLOAT or base is not self.plain):
-            point = replace(point, latency=compare(self._plain_graph.call, graph.call, self.threads))
-        return Candidate(base, model, reports, replace(point, figures=figures), rows)
+        return self._measured(Candidate(base, model, reports, point, None))
 
     def finish(self, candidate: Candidate) -> Candidate:
         """The held-out figures, and how much a row depends on its batch mates."""
@@ -171,7 +169,8 @@ class Bench:
         which = self._halves["calibration"][:PROBES]
         found = self._open(model, base).rows(which).astype(np.float64)
         wanted = self._float_rows(base)[which].astype(np.float64)
-        return replace(group, distance=relative_distance(wanted, found))
+        distance = relative_distance(wanted, found)
+        return replace(group, distance=distance if distance < HOPELESS else HOPELESS)  # not finite: the same
 
     def converted_layers(self, base: Variant, model: ir.Model) -> list[tuple[str, int]]:
         """(name, weights) of every layer that is float in the base and no longer in the model, in the graph's order."""
@@ -182,7 +181,19 @@ class Bench:
         """The id of the variant that a method makes of a base."""
         return base.id if method == FLOAT else axes_of(base, METHODS[method]).name(self.tower)
 
-    # what is read or run once
+    def _measured(self, candidate: Candidate) -> Candidate:
+        """With its figures and its latency; as it was, with the reason, where it does not run here."""
+        base, point = candidate.variant, candidate.point
+        point = replace(point, latency=self.target.variants.get(self.name_of(base, point.method)))
+        try:
+            graph = self._open(candidate.model, base)
+            rows = self._rows(graph, "calibration")
+        except EngineError as error:
+            return replace(candidate, point=replace(point, reason=str(error)))
+        point = replace(point, figures=self.judge.figures(rows, "calibration"))
+        if self._time_here:
+            point = replace(point, latency=compare(self._plain_graph.call, graph.call, self.threads))
+        return replace(candidate, point=point, rows=rows)
 
     @cached_property
     def _halves(self) -> dict[Half, Array]:

@@ -117,6 +117,9 @@ def _panel(tower: str, points: Sequence[Point], budget: Budget) -> str:
         f'stroke-dasharray="5 4"/>{_text(WIDTH - RIGHT, y(bound) - 4, f"budget {budget}", "end")}'
     )
     labels = _Labels([(WIDTH - RIGHT - 100.0, y(bound) - 4, 100.0)])
+    labels.taken += [
+        (x(across(point)) - 5, y(up(point)) + 4, 10.0) for point in points
+    ]  # nothing is written on a dot
     for point in sorted(points, key=lambda p: p.verdict != "chosen"):  # its label gets the best place
         px, py = x(across(point)), y(up(point))
         name = point.base if point.method == "float" else point.name

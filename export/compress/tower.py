@@ -77,8 +77,7 @@ def compress_tower(bench: Bench, wish: Wish, steps: Steps) -> TowerResult:
     result = TowerResult(bench.tower)
     for base in bench.bases:
         with steps(f"measure {base.id}"):
-            point = bench.convert(base, FLOAT).point
-        result.points.append(replace(point, verdict="reference" if base is bench.plain else "base"))
+            result.points.append(bench.float_point(base))
     for base in bench.bases:
         for method in wish.methods:
             _Trial(bench, wish, steps, result, base, method).run()
@@ -106,50 +105,45 @@ class _Trial:
     result: TowerResult
     base: Variant
     method: str
-    order: list[Group] = field(default_factory=list)
+    order: list[Group] = field(default_factory=list)  # as it may be left in float; found when it is needed
+    count: int = 0  # groups left in float, in the last graph that was made
 
     def run(self) -> None:
         """Ends with a point that says what became of it."""
-        name = f"{self.base.id} in {self.method}"
         try:
-            with self.steps(f"convert {name}"):
-                whole = self._measure(0)
-        except EdgeClipError as error:
+            self._follow()
+        except EdgeClipError as error:  # the method refuses the graph, or makes one that gives nonsense
+            left = tuple(sorted(left_of(self.order, self.count)))
             point = Point(
-                self.bench.tower, self.base.id, self.method, (), 0, None, None, "refused", str(error)
+                self.bench.tower, self.base.id, self.method, left, 0, None, None, "refused", str(error)
             )
             self.result.points.append(point)
-            return
+
+    def _follow(self) -> None:
+        with self.steps(f"convert {self.base.id} in {self.method}"):
+            whole = self._measure(0)
         if reason := self._hopeless(whole.point):
             self.result.settle(whole, "refused", reason)
-            return
-        count, candidate = 0, whole
-        if not self._fits(whole):
-            mended = self._mend(whole)
-            if mended is None:
-                self.result.settle(whole, "refused", self._out_of_budget(whole.point))
-                return
-            count, candidate = mended
-        self._conclude(count, candidate)
+        elif self._fits(whole):
+            self._conclude(whole)
+        elif (mended := self._mend(whole)) is not None:
+            self._conclude(mended)
+        else:
+            self.result.settle(whole, "refused", self._out_of_budget(whole.point))
 
-    def _conclude(self, count: int, candidate: Candidate) -> None:
+    def _conclude(self, candidate: Candidate) -> None:
         """The held-out half decides; what falls short there leaves more layers in float, a few times."""
-        for _ in range(LOOKS):
+        for look in range(LOOKS):
             with self.steps(f"held-out half of {self.base.id}, {candidate.point.name}"):
                 candidate = self.bench.finish(candidate)
             assert candidate.point.held_out is not None
             if within(self.wish.budgets, candidate.point.held_out):
                 break
-            self.result.settle(candidate, "refused", self._out_of_budget(candidate.point))
-            count += max(1, len(self._order(candidate)) // 8)
-            if self.method not in BY_LAYER or count >= len(self.order):
+            candidate = self.result.settle(candidate, "refused", self._out_of_budget(candidate.point))
+            more = self.count + max(1, len(self._order(candidate)) // 8)
+            if look == LOOKS - 1 or more >= len(self.order):
                 return
-            candidate = self._measure(count)
-        else:
-            self.result.settle(
-                candidate, "refused", "the calibration half fits the budget, the held-out half does not"
-            )
-            return
+            candidate = self._measure(more)
         if reason := self._not_worth_it(candidate.point):
             self.result.settle(candidate, "refused", reason)
         elif self.wish.unproven:
@@ -159,6 +153,7 @@ class _Trial:
 
     def _measure(self, count: int) -> Candidate:
         """With the first `count` groups left in float; its point joins the curve."""
+        self.count = count
         found = self.bench.convert(self.base, self.method, left_of(self.order, count))
         self.result.points.append(found.point)
         return found
@@ -167,12 +162,14 @@ class _Trial:
         figures = candidate.point.figures
         return figures is not None and within(self.wish.budgets, figures)
 
-    def _mend(self, whole: Candidate) -> tuple[int, Candidate] | None:
-        if self.method not in BY_LAYER:
-            return None
+    def _mend(self, whole: Candidate) -> Candidate | None:
         order = self._order(whole)
-        with self.steps(f"search: layers of {self.base.id} to leave in float"):
-            return fewest(len(order), self._measure, self._fits)
+        with self.steps(f"search for the layers of {self.base.id} to leave in float"):
+            found = fewest(len(order), self._measure, self._fits)
+        if found is None:
+            return None
+        self.count, candidate = found
+        return candidate
 
     def _order(self, whole: Candidate) -> list[Group]:
         if not self.order and self.method in BY_LAYER:
