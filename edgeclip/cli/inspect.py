@@ -82,6 +82,9 @@ def _print(record: dict[str, Any]) -> None:
     if text:
         length = "up to " if text["dynamic_length"] else ""
         facts.add_row("texts", f"{length}{text['context_length']} tokens, vocabulary of {text['vocab_size']}")
+    for labels in sorted({variant["labels"] for variant in record["variants"] if variant["labels"]}):
+        scores = next(v["outputs"][0]["shape"][1] for v in record["variants"] if v["labels"] == labels)
+        facts.add_row("labels", f"{scores} labels baked in ({labels})")
     facts.add_row(
         "weights licence", licence["weights"] + (f"; {licence['credit']}" if licence["credit"] else "")
     )

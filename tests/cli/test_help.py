@@ -13,7 +13,7 @@ import pytest
 from edgeclip.cli import VERBS, cli
 from tests.cli.conftest import Edgeclip
 
-COMMANDS = [[verb] for verb in VERBS] + [["labels", "make"], ["labels", "show"]]
+COMMANDS = [[verb] for verb in VERBS] + [["labels", name] for name in ("make", "show", "fit")]
 
 
 def command_of(words: list[str]) -> click.Command:
