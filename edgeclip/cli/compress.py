@@ -28,6 +28,8 @@ Examples:
   edgeclip compress clip-b32 -o out --images photos/ --device-report jetson.json
 """
 
+STEADY = 1e-4  # relative distance by which a row may move with its batch before it is told
+
 
 @click.command(epilog=EXAMPLES)
 @click.argument("bundle")
@@ -185,11 +187,8 @@ def _print(report: CompressReport) -> None:
         say(f"refused: {line}")
     for tower, point in report.chosen.items():
         kept = f", {len(point.left)} layers left in float" if point.left else ""
-        rows = (
-            f"; rows move by {point.batch_change:.4f} of a distance with their batch"
-            if point.batch_change
-            else ""
-        )
+        moved = point.batch_change or 0.0
+        rows = f"; rows move by {moved:.4f} of a distance with their batch" if moved > STEADY else ""
         screen.print(f"{tower}: {point.method}{kept}, {point.latency or 'speed unproven'}{rows}")
     if not isinstance(report.refit, str):
         fit = report.refit

@@ -21,14 +21,16 @@ from edgeclip.export.compress.search import Group, Layers
 from edgeclip.export.compress.target import LENGTH, Target
 from edgeclip.export.derive import read_graph
 from edgeclip.export.fidelity import check_sane, relative_distance
-from edgeclip.export.linears import array_of, linears, root
+from edgeclip.export.linears import convolutions, linears
 from edgeclip.export.observe import session
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import METHODS, Method, Request, convert
+from edgeclip.export.precision.typed import rounded
 from edgeclip.runtime.engines.onnxruntime_session import first_line
 
 Array = NDArray[Any]
 FLOAT = "float"  # in place of a method: the base as it is
+HALF = ("fp16", "bf16")
 BATCHES = (1, 3, 8)
 HOPELESS = 1e3  # relative distance; two unrelated samples have 1
 PROBES = 8  # calibration samples that a group's sensitivity is measured on
@@ -151,7 +153,7 @@ class Bench:
 
     def finish(self, candidate: Candidate) -> Candidate:
         """The held-out figures, and how much a row depends on its batch mates."""
-        graph = self._open(candidate.model, candidate.variant)
+        graph = self._judged(candidate)
         assert candidate.rows is not None
         which = self._halves["held_out"]
         rows = candidate.rows.copy()
@@ -182,18 +184,27 @@ class Bench:
         return base.id if method == FLOAT else axes_of(base, METHODS[method]).name(self.tower)
 
     def _measured(self, candidate: Candidate) -> Candidate:
-        """With its figures and its latency; as it was, with the reason, where it does not run here."""
+        """With its figures and its latency; without what this machine cannot say, and with the reason."""
         base, point = candidate.variant, candidate.point
         point = replace(point, latency=self.target.variants.get(self.name_of(base, point.method)))
         try:
             graph = self._open(candidate.model, base)
-            rows = self._rows(graph, "calibration")
+            if self._time_here:
+                point = replace(point, latency=compare(self._plain_graph.call, graph.call, self.threads))
         except EngineError as error:
-            return replace(candidate, point=replace(point, reason=str(error)))
-        point = replace(point, figures=self.judge.figures(rows, "calibration"))
-        if self._time_here:
-            point = replace(point, latency=compare(self._plain_graph.call, graph.call, self.threads))
-        return replace(candidate, point=point, rows=rows)
+            point = replace(point, reason=str(error))
+        try:
+            rows = self._rows(self._judged(candidate), "calibration")
+        except EngineError:
+            return replace(candidate, point=point)
+        figures = self.judge.figures(rows, "calibration")
+        return replace(candidate, point=replace(point, figures=figures), rows=rows)
+
+    def _judged(self, candidate: Candidate) -> Graph:
+        """What gives the rows: onnxruntime's CPU leaves out the roundings of 16-bit graphs, so there they are written out."""
+        method = METHODS.get(candidate.point.method)
+        model = rounded(candidate.model) if method and method.precision in HALF else candidate.model
+        return self._open(model, candidate.variant)
 
     @cached_property
     def _halves(self) -> dict[Half, Array]:
@@ -234,16 +245,9 @@ class Bench:
 
 
 def layers_of(model: ir.Model) -> list[tuple[str, int]]:
-    """(name, weights) of every layer with plain float weights: linear ones, then convolutions."""
-    found = {linear.name: linear.parameters for linear in linears(model)}
-    for node in model.graph:
-        if (
-            node.op_type == "Conv"
-            and (kernel := node.inputs[1]) is not None
-            and (weight := array_of(kernel)) is not None
-        ):
-            found[str(root(kernel).name).removesuffix(".fp16")] = int(weight.size)
-    return list(found.items())
+    """(name, weights) of every layer with plain float weights: convolutions, then linear ones."""
+    kernels = [(layer.name, int(layer.kernel.size)) for layer in convolutions(model)]
+    return kernels + [(layer.name, layer.parameters) for layer in linears(model)]
 
 
 def float_variants(bundle: Bundle, tower: str) -> list[Variant]:

@@ -201,6 +201,8 @@ class _Trial:
         if self.wish.unproven:
             return ""
         target = self.bench.target
+        if point.latency is None and point.reason:
+            return f"speed unproven: {point.reason}. Pass --unproven to write it all the same"
         if point.latency is None:
             return (
                 f"speed unproven: {target.report or target.device} has no figures of "
