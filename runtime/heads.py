@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,15 @@ class Heads:
                     )
             self._baked = pack
         return self._baked
+
+    def plans(self) -> Iterator[Plan]:
+        """One call of each head, to warm it up."""
+        if self.has("labels"):
+            yield self._by_baked(None)
+        if self.has("prompts"):
+            yield self._by_prompts(
+                ("",), np.eye(1, self._bundle.manifest.embedding_dim, dtype=np.float32), None
+            )
 
     def plan(self, labels: Sequence[str] | LabelPack | None, templates: Sequence[str] | None) -> Plan:
         """How to classify by these labels; None: by the baked ones.

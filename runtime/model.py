@@ -164,15 +164,16 @@ class Model:
     def warmup(self, *, text: bool = True) -> None:
         """Open the towers and run each once, so that the first real call is as fast as the next. `text=False`: not that one.
 
-        Of the image towers the one that embeds, and where there is none the one with baked labels.
+        Of the image towers the one that embeds; where there is none, those with heads.
         """
         if self.manifest.preprocessing is not None:
             height, width = self.manifest.preprocessing.size
             black = np.zeros((height, width, 3), np.uint8)
             if self._heads.has("embeddings"):
                 self.embed_images(black)
-            elif self._heads.has("labels"):
-                self.classify(black)
+            else:
+                for plan in self._heads.plans():
+                    list(self._pictures.each([black], "rgb", 1, stop=True, query=plan.query))
         if text and self.manifest.text is not None and self.manifest.variants_of("text"):
             self._prompts.embed(["a"])
             self._prompts.clear()
@@ -217,8 +218,12 @@ class Model:
         """Like `embed_images`, one at a time and never raising for a picture: yields (D,), or the error in its place."""
         return self._each(images, color, batch_size, stop=False)
 
-    def embed_pixels(self, pixels: NDArray[np.float32], *, batch_size: int = 8) -> Vectors:
-        """(N, 3, H, W) or (3, H, W) float32, preprocessed by the caller as the bundle says, to (N, D) or (D,)."""
+    def embed_pixels(self, pixels: NDArray[Any], *, batch_size: int = 8) -> Vectors:
+        """Pictures preprocessed by the caller as the bundle says, to (N, D), or to (D,) for one without the axis N.
+
+        Args:
+            pixels: (N, 3, H, W) float32, or (N, H, W, 3) uint8 RGB where the image variant takes bytes.
+        """
         self._require_open()
         return (
             self._pictures.pixels(pixels[None], 1)[0]

@@ -36,6 +36,7 @@ def test_a_users_program(tmp_path: Path) -> None:
     bad.write_bytes(b"")
     with edgeclip.load(bundle) as model:
         one, several = uses_the_api.one_and_several(model, good)
+        assert uses_the_api.by_baked_labels(model, good) is None
         frame = picture(1)[:, :, ::-1]
         cosine = float(model.embed_images(good) @ model.embed_texts("a cat"))
         assert uses_the_api.similarity(model, frame, "a cat") == pytest.approx(cosine, abs=1e-6)

@@ -27,6 +27,12 @@ def one_and_several(model: Model, picture: Path) -> tuple[Classification, list[C
     return one, several
 
 
+def by_baked_labels(model: Model, picture: Path) -> str | None:
+    """The best of the labels that `edgeclip bake` put into the bundle; None where it has none."""
+    result: Classification | None = model.classify(picture) if model.labels else None
+    return result.label if result else None
+
+
 def similarity(model: Model, frame: NDArray[np.uint8], text: str) -> float:
     """Cosine of a camera's BGR frame and a text."""
     image: NDArray[np.float32] = model.embed_images(frame, color="bgr")

@@ -137,6 +137,7 @@ def test_what_a_bundle_of_heads_cannot_do(plain: Bundle, make: Make) -> None:
             model.embed_images(PICTURES)
         with pytest.raises(EngineError, match="has no text tower"):
             model.classify(PICTURES, ["cat", "dog"])
+        assert model.classify(PICTURES[0]).labels
         pack = LabelPack(("x",), ("{}",), np.eye(8, dtype=np.float32)[:1], "1" * 64)
         with pytest.raises(
             EngineError, match=r"knows its 4 baked labels only\. Pass no labels, or bake it with the head"
@@ -148,6 +149,13 @@ def test_what_a_bundle_of_heads_cannot_do(plain: Bundle, make: Make) -> None:
         assert model.labels == ()
         with pytest.raises(InputError, match=r"has none baked in\. Pass labels, or a label pack"):
             model.classify(PICTURES)
+
+
+@SOFTMAX
+def test_warming_up_opens_every_head(make: Make) -> None:
+    with load(make(only_heads=True), threads=1) as model:
+        model.warmup(text=False)
+        assert set(model.info().towers) == {"labels", "prompts"}
 
 
 @SOFTMAX
