@@ -25,7 +25,6 @@ from edgeclip.export.linears import convolutions, linears
 from edgeclip.export.observe import session
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import METHODS, Method, Request, convert
-from edgeclip.export.precision.typed import rounded
 from edgeclip.runtime.engines.onnxruntime_session import first_line
 
 Array = NDArray[Any]
@@ -33,7 +32,7 @@ FLOAT = "float"  # in place of a method: the base as it is
 HALF = ("fp16", "bf16")
 BATCHES = (1, 3, 8)
 HOPELESS = 1e3  # relative distance; two unrelated samples have 1
-PROBES = 8  # calibration samples that a group's sensitivity is measured on
+PROBES = 4  # calibration samples that a group's sensitivity is measured on
 _CHUNK = 8  # samples a call
 
 
@@ -203,8 +202,11 @@ class Bench:
     def _judged(self, candidate: Candidate) -> Graph:
         """What gives the rows: onnxruntime's CPU leaves out the roundings of 16-bit graphs, so there they are written out."""
         method = METHODS.get(candidate.point.method)
-        model = rounded(candidate.model) if method and method.precision in HALF else candidate.model
-        return self._open(model, candidate.variant)
+        if method is None or method.precision not in HALF:
+            return self._open(candidate.model, candidate.variant)
+        from edgeclip.export.precision.typed import rounded
+
+        return self._open(rounded(candidate.model), candidate.variant)
 
     @cached_property
     def _halves(self) -> dict[Half, Array]:

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Layers = frozenset[str]
-MAX_PROBES = 48  # groups that are converted alone: every linear layer of 12 blocks, pairs of them of 24
+# How many groups are converted alone, each a conversion and a few runs (4 s for a ViT-B on two cores): first so many of the whole
+# graph, then the layers of the worst few by themselves, where which one it is matters.
+COARSE, WORST = 12, 3
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,22 @@ class Group:
         return self.distance**2 / self.parameters
 
 
-def group_layers(layers: Sequence[tuple[str, int]], most: int = MAX_PROBES) -> list[Group]:
-    """Neighbours in the graph's order, in at most `most` groups of like length.
+def sensitivities(layers: Sequence[tuple[str, int]], measure: Callable[[Group], Group]) -> list[Group]:
+    """Groups of layers with their distances, in the order in which they are best left in float.
 
     Args:
         layers: (name, parameters) in the graph's order.
+        measure: fills in a group's distance; called COARSE times, and once for each layer of the WORST groups.
     """
+    groups = order_of([measure(group) for group in group_layers(layers, COARSE)])
+    sizes = dict(layers)
+    split = [group for group in groups[:WORST] if len(group.layers) > 1]
+    singles = [measure(Group((name,), sizes[name])) for group in split for name in group.layers]
+    return order_of([*singles, *(group for group in groups if group not in split)])
+
+
+def group_layers(layers: Sequence[tuple[str, int]], most: int) -> list[Group]:
+    """Neighbours in the graph's order, in at most `most` groups of like length."""
     each = max(1, -(-len(layers) // most))
     chunks = [layers[i : i + each] for i in range(0, len(layers), each)]
     return [Group(tuple(name for name, _ in chunk), sum(size for _, size in chunk)) for chunk in chunks]

@@ -13,7 +13,7 @@ from edgeclip.errors import EdgeClipError
 from edgeclip.export.compress.bench import FLOAT, Bench, Candidate
 from edgeclip.export.compress.budget import Budget, shortfalls, within
 from edgeclip.export.compress.curve import Point, Tower, Verdict
-from edgeclip.export.compress.search import Group, fewest, group_layers, left_of, order_of
+from edgeclip.export.compress.search import Group, fewest, left_of, sensitivities
 from edgeclip.export.precision import METHODS
 
 Aim = Literal["speed", "size"]
@@ -173,14 +173,17 @@ class _Trial:
 
     def _order(self, whole: Candidate) -> list[Group]:
         if not self.order and self.method in BY_LAYER:
-            groups = group_layers(self.bench.converted_layers(self.base, whole.model))
-            with self.steps(
-                f"sensitivity of {self.base.id} to {self.method}, {len(groups)} groups of layers"
-            ):
-                for i, group in enumerate(groups):
-                    self.steps.tell(f"sensitivity to {self.method}: group {i + 1} of {len(groups)}", None)
-                    groups[i] = self.bench.sensitivity(self.base, self.method, group)
-            self.order = order_of(groups)
+            layers = self.bench.converted_layers(self.base, whole.model)
+            name = f"sensitivity of {self.base.id} to {self.method}"
+
+            def measure(group: Group) -> Group:
+                self.steps.tell(
+                    f"{name}: {group.layers[0]}, {len(group.layers)} of {len(layers)} layers", None
+                )
+                return self.bench.sensitivity(self.base, self.method, group)
+
+            with self.steps(name):
+                self.order = sensitivities(layers, measure)
             self.result.sensitivities[f"{self.base.id} {self.method}"] = self.order
         return self.order
 

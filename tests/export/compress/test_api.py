@@ -64,7 +64,7 @@ def test_the_manifest_states_the_held_out_half(
     tiny: Bundle, classes: Path, tmp_path: Path, toy: Any, speed: Speed
 ) -> None:
     """Against the two variants run by the runtime, on the pictures that nothing was fitted on."""
-    compress_bundle(tiny, tmp_path / "out", settings=settings(classes))
+    report = compress_bundle(tiny, tmp_path / "out", settings=settings(classes))
     data = read_data(tiny, images=classes, texts=None, labels=(), labels_from=None)
     pixels = data.pixels["float32"][1::2]
     paths = sorted(p for p in classes.rglob("*.png") if "again" not in p.name)
@@ -78,6 +78,9 @@ def test_the_manifest_states_the_held_out_half(
     assert new.fidelity.against == "image-fp32"
     assert new.fidelity.samples == 12
     assert new.fidelity.relative_distance == pytest.approx(relative_distance(*rows.values()), rel=1e-4)
+    held_out = report.chosen["image"].held_out
+    assert held_out is not None
+    assert held_out.distance == pytest.approx(new.fidelity.relative_distance, rel=1e-6)
     cosines = (rows["image-fp32"] * rows["image-int8"]).sum(axis=1)
     assert new.fidelity.cosine_mean == pytest.approx(cosines.mean(), abs=1e-7)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +22,16 @@ from edgeclip.export.compress.data import halves
 from edgeclip.export.compress.figures import Figures, Judge, neighbour_recall
 from edgeclip.export.compress.latency import Latency
 from edgeclip.export.compress.picture import draw
-from edgeclip.export.compress.search import Group, fewest, group_layers, left_of, order_of
+from edgeclip.export.compress.search import (
+    COARSE,
+    WORST,
+    Group,
+    fewest,
+    group_layers,
+    left_of,
+    order_of,
+    sensitivities,
+)
 from edgeclip.export.compress.target import read_report
 
 FIGURES = Figures(samples=8, distance=0.05, cosine=0.9991, cosine_min=0.99, recall=-0.5, top1=-0.3)
@@ -140,6 +150,22 @@ def test_few_layers_are_left_and_those_that_count() -> None:
         assert found == (None if wanted is None else (wanted, measure(wanted))), bound
     assert fewest(len(order), measure, lambda value: False) is None
     assert fewest(0, measure, lambda value: True) is None
+
+
+def test_the_worst_groups_are_looked_into() -> None:
+    layers = [(f"l{i}", 100) for i in range(48)]
+    own = {f"l{i}": 0.3 if i == 29 else 0.01 + 0.0001 * i for i in range(48)}
+    asked = list[Group]()
+
+    def measure(group: Group) -> Group:
+        asked.append(group)
+        return replace(group, distance=sum(own[name] ** 2 for name in group.layers) ** 0.5)
+
+    order = sensitivities(layers, measure)
+    assert order[0].layers == ("l29",)
+    assert len(asked) == COARSE + 4 * WORST
+    assert sorted(name for group in order for name in group.layers) == sorted(own), "each layer once"
+    assert [group.worth for group in order] == sorted((group.worth for group in order), reverse=True)
 
 
 def test_halves_share_nothing_and_leave_nothing_out() -> None:
