@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,18 @@ from tests.runtime.toy import DIM, SIDE, image_reference, make_bundle
 Array = NDArray[Any]
 LABELS, TOLERANCE = 5, 1e-5  # of logits at a scale of 10: ten times what cosines may be off
 PIXELS = np.random.default_rng(4).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
+
+FLOOR = os.environ.get("EDGECLIP_FLOOR", "")  # a folder that holds onnxruntime 1.23.2
+OLDEST = """
+import sys
+import numpy, onnxruntime
+assert onnxruntime.__version__ == "1.23.2", onnxruntime.__version__
+given = numpy.load(sys.argv[1] + "/in.npz")
+for i, graph in enumerate(sys.argv[2:]):
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    feed = {node.name: given[node.name] for node in session.get_inputs()}
+    numpy.save(f"{sys.argv[1]}/{i}.npy", session.run(["logits"], feed)[0])
+"""
 
 
 def unit(*shape: int, seed: int = 1) -> Array:
@@ -88,6 +103,25 @@ def test_prompts_are_what_numpy_gives_and_masked_ones_are_out(baked: Any, sets: 
     cosines = np.einsum("nd,npd->np", image_reference(PIXELS), np.broadcast_to(prompts, (3, 4, DIM)))
     want = np.where(np.broadcast_to(mask, (3, 4)), fitted.logit_scale * cosines + fitted.logit_bias, -1e4)
     np.testing.assert_allclose(found, want, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(
+    not Path(FLOOR or "-").is_dir(), reason="EDGECLIP_FLOOR names no folder; `make test` makes one"
+)
+def test_heads_open_and_agree_in_the_oldest_onnxruntime(baked: Any, tmp_path: Path) -> None:
+    bundle, _, fitted = baked
+    prompts = unit(3, 4, DIM, seed=2)
+    np.savez(tmp_path / "in.npz", pixels=PIXELS, prompt_embeddings=prompts, prompt_mask=np.ones((3, 4), bool))
+    graphs = [str(bundle.path(f"graphs/image-fp32-{head}.onnx")) for head in ("labels", "prompts")]
+    subprocess.run(
+        [sys.executable, "-c", OLDEST, str(tmp_path), *graphs],
+        env={**os.environ, "PYTHONPATH": str(Path(FLOOR).resolve())},
+        check=True,
+    )
+    rows = image_reference(PIXELS)
+    for i, vectors in enumerate((np.broadcast_to(make_pack().vectors, (3, LABELS, DIM)), prompts)):
+        want = fitted.logit_scale * np.einsum("nd,npd->np", rows, vectors) + fitted.logit_bias
+        np.testing.assert_allclose(np.load(tmp_path / f"{i}.npy"), want, rtol=0, atol=TOLERANCE)
 
 
 def test_the_manifest_says_what_was_baked(baked: Any, tmp_path: Path) -> None:
