@@ -22,16 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip import __version__
-from edgeclip.bundle import Axes, Bundle, Manifest, Variant, identity, seal
+from edgeclip.bundle import Bundle, Manifest, identity, seal
 from edgeclip.errors import InputError
 from edgeclip.export import parity
 from edgeclip.export.codecs import write_codecs
 from edgeclip.export.fidelity import check_sane
 from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
-from edgeclip.export.golden import golden_file, golden_pixels
-from edgeclip.export.onnx_graph import capture, write
+from edgeclip.export.golden import Golden, golden_file, golden_pixels
 from edgeclip.export.parity import Parity, Samples
-from edgeclip.export.passes import PassReport, store_fp16
+from edgeclip.export.passes import PassReport
+from edgeclip.export.resolution import at_resolution
 from edgeclip.export.samples import (
     EXTREME_TEXTS,
     TEXTS,
@@ -41,16 +41,16 @@ from edgeclip.export.samples import (
     pixels_of,
     texts_in,
 )
-from edgeclip.export.targets import Flavour, flavours_for
-from edgeclip.export.towers import TracedTower, tower_of, towers_of
-from edgeclip.export.weights import save_graphs
+from edgeclip.export.targets import flavours_for
+from edgeclip.export.towers import towers_of
+from edgeclip.export.variants import Made, check_wishes, write_tower
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.source import Source
 from edgeclip.runtime.verify import verify
 
 log = logging.getLogger(__name__)
 
-GRAPHS, TOKENIZER, GOLDEN = "graphs", "tokenizer.json", "golden.safetensors"
+TOKENIZER, GOLDEN = "tokenizer.json", "golden.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class ExportSettings:
     texts: Path | None = None  # file of texts for it, one a line; None: built-in ones
     tolerance: float | None = None  # of the comparison; None: the precision's own, see parity.TOLERANCES
     store: Literal["fp32", "fp16"] = "fp32"  # weights in the files: fp16 halves them, engines compute in fp32
+    uint8: bool = False  # image variants that take (N, H, W, 3) bytes too, and normalise in the graph
+    # image variants that merge so many tokens away in each block too, one for each number
+    token_merging: tuple[int, ...] = ()
+    resolution: tuple[int, int] | None = None  # (H, W) of the pictures; None: the source's own
     threads: int | None = None  # of the engine in the comparison
     overwrite: bool = False
     keep_failed: bool = False  # a bundle that failed is kept at <output>.failed
@@ -123,7 +127,8 @@ def export_bundle(
         output: the folder to make. It appears whole, or not at all.
         tell: called with each step's name when it starts (None) and with its seconds when it ends.
     Raises:
-        InputError: an unknown target, an output that is there already, pictures or texts that cannot be used.
+        InputError: an unknown target, an output that is there already, pictures or texts that cannot be used, a size or
+            merging that the image tower does not allow.
         SourceError: the model's class has no traceable forward.
         CheckFailed: the source gives NaN or the same for every input, or a figure fell short; says which.
     """
@@ -132,30 +137,36 @@ def export_bundle(
     flavours = flavours_for(settings.targets)
     if settings.tolerance is not None and not settings.tolerance > 0:
         raise InputError(f"--tolerance: expected a number above 0, got {settings.tolerance}.")
+    trained_at = source.preprocessing.size if source.preprocessing else None
+    if settings.resolution is not None:
+        source = at_resolution(source, settings.resolution)
+    check_wishes(source, settings)
     source.model.eval()
     with new_folder(output, overwrite=settings.overwrite) as scratch:
         if source.text is not None:
             write_file(scratch / TOKENIZER, source.tokenizer_json)
         with steps("run the source on pictures and texts"):
             samples = _samples(source, scratch / TOKENIZER, settings)
-            _write_golden(source, scratch)
-        variants: list[Variant] = []
-        passes: dict[str, list[PassReport]] = {}
+            golden = None if source.preprocessing is None else golden_pixels(source.preprocessing)
+        made = Made()
         for kind in towers_of(source):
-            made, reports = _write_tower(tower_of(source, kind, flavours), scratch, settings, steps)
-            variants += made
-            passes |= reports
-        manifest = _manifest(source, variants, settings, passes)
+            write_tower(
+                made, source, kind, flavours, scratch, settings, steps, samples.pixels, golden and golden[1]
+            )
+        _write_golden(source, golden, made.golden, scratch)
+        manifest = _manifest(source, made, settings, trained_at)
         parities = []
-        for variant in variants:
+        for variant in made.variants:
             with steps(f"compare {variant.id} with the source"):
-                unsealed = Bundle(scratch, manifest, "")
                 parities.append(
                     parity.compare(
-                        unsealed, variant, samples, tolerance=settings.tolerance, threads=settings.threads
+                        Bundle(scratch, manifest, ""), variant, samples, tolerance=settings.tolerance,
+                        threads=settings.threads, merged=made.merged.get(variant.id),
                     )
-                )
-        measured = tuple(replace(v, fidelity=p.fidelity) for v, p in zip(variants, parities, strict=True))
+                )  # fmt: skip
+        measured = tuple(
+            replace(v, fidelity=p.fidelity) for v, p in zip(made.variants, parities, strict=True)
+        )
         with steps("seal and verify the bundle"):
             # without the odd texts at the end, which nobody asks with
             asking = None if samples.text_rows is None else samples.text_rows[: -len(EXTREME_TEXTS)]
@@ -165,7 +176,7 @@ def export_bundle(
                 parity.require(parities, str(output))
                 verify(bundle, threads=settings.threads).require()
     bundle = replace(bundle, root=output.resolve())
-    return ExportReport(bundle, tuple(parities), passes, steps.seconds, source.licence.warnings)
+    return ExportReport(bundle, tuple(parities), made.passes, steps.seconds, source.licence.warnings)
 
 
 def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Samples:
@@ -180,55 +191,17 @@ def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Sampl
     return Samples(pixels, encoded, *rows)
 
 
-def _write_golden(source: Source, folder: Path) -> None:
-    pictures: list[NDArray[np.uint8]] = []
-    pixels = ids = None
-    if source.preprocessing is not None:
-        pictures, pixels = golden_pixels(source.preprocessing)
-    if source.text is not None:
-        ids = encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
+def _write_golden(
+    source: Source, golden: Golden | None, merged: dict[int, NDArray[Any]], folder: Path
+) -> None:
+    pictures, pixels = golden or ([], None)
+    ids = None if source.text is None else encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
     image_rows, text_rows = parity.source_rows(source, pixels, ids)
-    write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows))
-
-
-def _write_tower(
-    tower: TracedTower, folder: Path, settings: ExportSettings, steps: _Steps
-) -> tuple[list[Variant], dict[str, list[PassReport]]]:
-    extra = (store_fp16,) if settings.store == "fp16" else ()
-    models, passes = [], {}
-    with steps(f"trace the {tower.kind} tower"):
-        captured = capture(tower)
-    with steps(f"write the {tower.kind} tower"):
-        for flavour in tower.flavours:
-            name = _axes(flavour, settings).name(tower.kind)
-            model, passes[name] = write(captured, tower, flavour, extra)
-            models.append((name, model))
-        files = save_graphs(models, folder / GRAPHS, tower.kind)
-    return [_variant(tower, flavour, settings, files) for flavour in tower.flavours], passes
-
-
-def _axes(flavour: Flavour, settings: ExportSettings) -> Axes:
-    return Axes(settings.store, flavour.attention, flavour.opset)
-
-
-def _variant(
-    tower: TracedTower, flavour: Flavour, settings: ExportSettings, files: dict[str, tuple[str, ...]]
-) -> Variant:
-    axes = _axes(flavour, settings)
-    name = axes.name(tower.kind)
-    return Variant(
-        id=name,
-        tower=tower.kind,
-        axes=axes,
-        files=tuple(f"{GRAPHS}/{file}" for file in files[name]),
-        inputs=(tower.input,),
-        outputs=(tower.output,),
-        requires=dict(flavour.requires),
-    )
+    write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows, merged))
 
 
 def _manifest(
-    source: Source, variants: list[Variant], settings: ExportSettings, passes: dict[str, list[PassReport]]
+    source: Source, made: Made, settings: ExportSettings, trained_at: tuple[int, int] | None
 ) -> Manifest:
     model = source.model
     text = source.text and replace(source.text, tokenizer=TOKENIZER)
@@ -243,7 +216,7 @@ def _manifest(
         activation=source.activation,
         logit_scale=math.exp(float(model.logit_scale.detach())),  # not cut at 100: sigmoid families pass it
         logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach()),
-        variants=tuple(variants),
+        variants=tuple(made.variants),
         preprocessing=source.preprocessing,
         text=text,
         licence=source.licence,
@@ -260,9 +233,18 @@ def _manifest(
                 name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
             },
             "python": platform.python_version(),
-            "passes": {name: [asdict(report) for report in reports] for name, reports in passes.items()},
+            "passes": {name: [asdict(report) for report in reports] for name, reports in made.passes.items()},
+            **_resampled(source, trained_at),
         },
     )
+
+
+def _resampled(source: Source, trained_at: tuple[int, int] | None) -> dict[str, Any]:
+    """For the provenance: which positions are not as they were trained."""
+    if source.preprocessing is None or trained_at is None or source.preprocessing.size == trained_at:
+        return {}
+    size = {"trained_at": list(trained_at), "exported_at": list(source.preprocessing.size)}
+    return {"resolution": {**size, "positions": "bicubic, antialiased"}}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeclip.export import token_merging
 from edgeclip.export.clip_towers import MASKED, Attend, Linear, Rows, TracedMlp, expected, image_tower
 from edgeclip.models.clip import activate
 from edgeclip.models.pooled_vit import PooledVitTower
@@ -36,10 +37,10 @@ def t5_tower(tower: T5Tower) -> Towers:
     return traceable, {**expected(traceable, tower.config.layers), "ReduceMean": norms}
 
 
-def pooled_vit_tower(tower: PooledVitTower) -> Towers:
-    """-> (pixels (N, 3, H, W) -> (N, D), expected operators)."""
+def pooled_vit_tower(tower: PooledVitTower, merging: int = 0) -> Towers:
+    """-> (pixels (N, 3, H, W) -> (N, D), expected operators). `merging`: tokens merged away in each block."""
     assert tower.projection is not None
-    traceable, counts = image_tower(tower)
+    traceable, counts = token_merging.image_tower(tower, merging) if merging else image_tower(tower)
     traceable.projection = nn.Sequential(Linear(tower.pooler), nn.Tanh(), Linear(tower.projection))
     return traceable, {**counts, "linears": counts["linears"] + 1}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ PICTURES = (1, 8)  # of the made-up ones: different shapes and colours
 TEXTS = ("a photo of a cat", "two dogs", "東京タワーの夜景 🌃")
 
 
-def golden_pixels(spec: Preprocessing) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
+Golden = tuple[list[NDArray[np.uint8]], NDArray[np.float32]]  # pictures, and what the runtime makes of them
+
+
+def golden_pixels(spec: Preprocessing) -> Golden:
     """-> (pictures (H, W, 3) uint8, what the runtime makes of them (N, 3, H, W))."""
     every = made_up_pictures(max(PICTURES) + 1)
     pictures = [every[i] for i in PICTURES]
@@ -30,12 +33,18 @@ def golden_file(
     image_rows: NDArray[np.float32] | None,
     input_ids: NDArray[np.int32] | None,
     text_rows: NDArray[np.float32] | None,
+    merged: Mapping[int, NDArray[np.float32]] | None = None,
 ) -> bytes:
-    """The safetensors file's content, without a missing tower's part; its layout is described in runtime/verify.py."""
+    """The safetensors file's content, without a missing tower's part; its layout is described in runtime/verify.py.
+
+    Args:
+        merged: (N, D) image rows by the number of tokens that each block merges away.
+    """
     arrays: dict[str, NDArray[Any] | None] = {
         **{f"pictures/{i}": np.ascontiguousarray(picture) for i, picture in enumerate(pictures)},
         "pixels": pixels,
         "image_embeddings": image_rows,
+        **{f"image_embeddings/merge{r}": rows for r, rows in (merged or {}).items()},
         "input_ids": input_ids,
         "text_embeddings": text_rows,
     }

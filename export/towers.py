@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.bundle import Port
-from edgeclip.errors import SourceError
-from edgeclip.export import clip_towers, encoder_towers, nano_towers, resnet_towers, timm_towers
+from edgeclip.errors import InputError, SourceError
+from edgeclip.export import (
+    clip_towers,
+    encoder_towers,
+    nano_towers,
+    resnet_towers,
+    timm_towers,
+    token_merging,
+)
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.nano import NanoImage, NanoText
@@ -40,6 +47,12 @@ TOWERS: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]
     TimmTower: timm_towers.image_tower,
     NanoImage: nano_towers.image_tower,
     NanoText: nano_towers.text_tower,
+}
+
+# Those that can merge tokens -> (tower, tokens merged away in each block) -> as above.
+MERGING: Mapping[type[nn.Module], Callable[[Any, int], tuple[nn.Module, dict[str, int]]]] = {
+    ImageTower: token_merging.image_tower,
+    PooledVitTower: encoder_towers.pooled_vit_tower,
 }
 
 SMALLEST_NORM = 1e-6  # an all-zero row stays zero instead of becoming NaN
@@ -80,11 +93,16 @@ def towers_of(source: Source) -> tuple[Kind, ...]:
     return tuple(kind for kind in kinds if getattr(source.model, kind, None) is not None)
 
 
-def tower_of(source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVOURS)) -> TracedTower:
+def tower_of(
+    source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVOURS), merging: int = 0
+) -> TracedTower:
     """Build a tower's traceable forward. A tower without attention has one flavour: the portable one.
 
+    Args:
+        merging: tokens merged away in each block of the image tower; 0: none.
     Raises:
         SourceError: the model has no such tower, or no traceable forward is known for its class.
+        InputError: merging in a tower that has no tokens to merge.
     """
     tower = getattr(source.model, kind, None)
     make = None if tower is None else TOWERS.get(type(tower))
@@ -103,10 +121,26 @@ def tower_of(source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVO
         length = source.text.context_length
         port = Port("input_ids", "int32", ("N", "L" if source.text.dynamic_length else length))
         example = torch.zeros(_EXAMPLE_BATCH, length, dtype=torch.int32)
-    traceable, expected = make(tower)
+    traceable, expected = _merging(source, merging) if merging else make(tower)
     chosen = [FLAVOURS[name] for name in flavours]
     if not expected.get("attentions"):
         chosen = [Flavour("none", PORTABLE.opset, PORTABLE.ir_version, PORTABLE.requires)]
     output = Port("embeddings", "float32", ("N", source.embedding_dim))
     module = UnitRows(traceable).eval()
     return TracedTower(kind, module, example, port, output, expected, tuple(chosen))
+
+
+def check_merging(source: Source) -> None:
+    """Raise InputError for an image tower that has no tokens to merge."""
+    if type(source.model.image) not in MERGING:
+        raise InputError(
+            f"{source.spec}: --token-merging needs a plain vision transformer, its image tower is a "
+            f"{type(source.model.image).__name__}. Export it without."
+        )
+
+
+def _merging(source: Source, merging: int) -> tuple[nn.Module, dict[str, int]]:
+    check_merging(source)
+    tower = source.model.image
+    assert tower is not None
+    return MERGING[type(tower)](tower, merging)

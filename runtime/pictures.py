@@ -107,18 +107,20 @@ class Pictures:
                 if ahead:  # the engine still works on its arrays
                     engine.wait(ahead[0])
 
-    def pixels(self, pixels: NDArray[np.float32], batch_size: int) -> Vectors:
-        """(N, 3, H, W) float32, preprocessed by the caller, to (N, D)."""
-        height, width = self.preprocessor.spec.size
-        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, height, width):
-            raise InputError(
-                f"pixels: expected float32 (N, 3, {height}, {width}), got {pixels.dtype} {pixels.shape}."
-            )
+    def pixels(self, pixels: NDArray[Any], batch_size: int) -> Vectors:
+        """What the open variant takes, preprocessed by the caller, to (N, D).
+
+        Args:
+            pixels: (N, 3, H, W) float32, normalised, or (N, H, W, 3) uint8 RGB for a variant that normalises in its graph.
+        """
+        _ = self.preprocessor
         found = np.empty((len(pixels), self._bundle.manifest.embedding_dim), np.float32)
         with self._tower.lease() as engine:
-            if engine.variant.inputs[0].dtype != "float32":
-                raise EngineError(
-                    f"{engine.variant.id}: takes uint8 pictures, not pixels. Call embed_images."
+            port = engine.variant.inputs[0]
+            if pixels.dtype != port.dtype or pixels.ndim != 4 or pixels.shape[1:] != port.shape[1:]:
+                wanted = ", ".join(map(str, port.shape))
+                raise InputError(
+                    f"pixels: expected {port.dtype} ({wanted}), got {pixels.dtype} {pixels.shape}."
                 )
             for start in range(0, len(pixels), batch_size):
                 part = pixels[start : start + batch_size]
@@ -148,13 +150,10 @@ class Pictures:
 
         def one(i: int) -> InputError | None:
             try:
-                if rows.dtype == np.uint8:  # a variant that normalises inside the graph
-                    rows[i] = preprocessor.uint8(chunk[i], color=color, where=f"images[{first + i}]")
-                else:
-                    where = f"images[{first + i}]"
-                    preprocessor.into(
-                        chunk[i], rows[i], color=color, where=where, helpers=helpers, parts=self._threads
-                    )
+                where = f"images[{first + i}]"
+                preprocessor.into(
+                    chunk[i], rows[i], color=color, where=where, helpers=helpers, parts=self._threads
+                )
             except InputError as error:
                 return error
             return None

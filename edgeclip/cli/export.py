@@ -18,6 +18,8 @@ Examples:
   edgeclip export hf:openai/clip-vit-base-patch32 -o clip-b32
   edgeclip export openclip:ViT-B-32/laion2b_s34b_b79k -o b32 --images photos/
   edgeclip export ./my-checkpoint -o mine --target portable --store fp16
+  edgeclip export ./my-checkpoint -o mine --uint8 --token-merging 8 --token-merging 16
+  edgeclip export ./my-checkpoint -o wide --resolution 256x320
   edgeclip export ./my-checkpoint -o mine --json > report.json
 """
 
@@ -47,6 +49,18 @@ Examples:
     show_default=True,
     help="Weights in the files.",
 )
+@click.option(
+    "--uint8", is_flag=True,
+    help="Add image variants that take (N, H, W, 3) bytes and normalise in the graph.",
+)  # fmt: skip
+@click.option(
+    "--token-merging", "token_merging", multiple=True, type=click.IntRange(min=1), metavar="R",
+    help="Add image variants that merge R tokens away in each block; may be repeated. Pays from a few hundred tokens on.",
+)  # fmt: skip
+@click.option(
+    "--resolution", metavar="SIZE",
+    help="Picture size: 256, or 256x320 (height first). Position embeddings are resampled. Default: the source's own.",
+)  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Vocabulary file to use instead of the source's own."
@@ -64,6 +78,9 @@ def command(
     texts: Path | None,
     tolerance: float | None,
     store: str,
+    uint8: bool,
+    token_merging: tuple[int, ...],
+    resolution: str | None,
     revision: str | None,
     tokenizer: Path | None,
     allow_pickle: bool,
@@ -79,6 +96,7 @@ def command(
     """
     need_export_extra()
     from edgeclip.export.api import ExportSettings, export_bundle
+    from edgeclip.export.resolution import parse_size
     from edgeclip.export.targets import flavours_for
     from edgeclip.models.sources import load_source
 
@@ -90,6 +108,9 @@ def command(
         texts,
         tolerance,
         "fp16" if store == "fp16" else "fp32",
+        uint8,
+        token_merging,
+        parse_size(resolution) if resolution else None,
         threads,
         overwrite,
         keep_failed,

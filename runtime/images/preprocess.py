@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,14 +66,14 @@ class Preprocessor:
     def into(
         self,
         source: Picture,
-        slot: NDArray[np.float32],
+        slot: NDArray[Any],
         *,
         color: Color = "rgb",
         where: str = "image",
         helpers: Executor | None = None,
         parts: int = 1,
     ) -> None:
-        """Write the normalised picture into `slot`, (3, H, W) float32.
+        """Write the picture into `slot`: (3, H, W) float32, normalised, or (H, W, 3) uint8 RGB, for graphs that normalise.
 
         Args:
             helpers: threads that may take a share of the rows when the picture is decoded fast; None: this one does all.
@@ -83,14 +83,16 @@ class Preprocessor:
         height, width = self.spec.size
         worth = self._fast and layout.kept == (width, height) and image.width * image.height >= _WORTH_SHARING
         if helpers is None or parts < 2 or not worth:
-            self._normalise(self._whole(image, layout, box), slot)
+            self._write(self._whole(image, layout, box), slot)
             return
 
         def rows(first: int, last: int) -> None:
             step = (box[3] - box[1]) / height
             share = (box[0], box[1] + first * step, box[2], min(box[1] + last * step, box[3]))
             piece = resize_crop(image, (width, last - first), share, self._resample)
-            self._normalise(np.asarray(piece), slot[:, first:last])
+            self._write(
+                np.asarray(piece), slot[first:last] if slot.dtype == np.uint8 else slot[:, first:last]
+            )
 
         edges = [height * i // parts for i in range(parts + 1)]
         others = [helpers.submit(rows, *pair) for pair in pairwise(edges[1:])]
@@ -130,13 +132,25 @@ class Preprocessor:
             image = canvas
         return np.asarray(image)
 
-    def _normalise(self, pixels: NDArray[np.uint8], slot: NDArray[np.float32]) -> None:
+    def _write(self, pixels: NDArray[np.uint8], slot: NDArray[Any]) -> None:
+        if slot.dtype == np.uint8:
+            slot[:] = pixels
+            return
         np.multiply(pixels.transpose(2, 0, 1), self._scale, out=slot)
         np.add(slot, self._shift, out=slot)
 
     def _needed(self, width: int, height: int) -> tuple[int, int]:
         resized = plan(self.spec, width, height).resized
         return _KEEP * resized[0], _KEEP * resized[1]
+
+
+def bytes_of(pixels: NDArray[np.float32], spec: Preprocessing) -> NDArray[np.uint8]:
+    """(N, 3, H, W) normalised -> (N, H, W, 3) uint8 RGB: the very bytes that `pixels` were made from."""
+    levels: NDArray[np.float64] = (
+        pixels.transpose(0, 2, 3, 1).astype(np.float64) * spec.std + spec.mean
+    ) * 255
+    found: NDArray[np.uint8] = np.rint(levels).clip(0, 255).astype(np.uint8)
+    return found
 
 
 def preprocess(

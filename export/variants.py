@@ -1,0 +1,129 @@
+"""The variants of one tower: each flavour, as it is and with tokens merged, that takes floats or bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from edgeclip.bundle import Axes, Variant
+from edgeclip.errors import InputError
+from edgeclip.export.onnx_graph import capture, write
+from edgeclip.export.passes import Pass, PassReport, store_fp16
+from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of
+from edgeclip.export.uint8_input import take_uint8, uint8_port
+from edgeclip.export.weights import save_graphs
+from edgeclip.models.source import Source
+
+if TYPE_CHECKING:
+    from edgeclip.export.api import ExportSettings
+
+Array = NDArray[Any]
+Steps = Callable[[str], AbstractContextManager[None]]
+
+GRAPHS = "graphs"
+_CHUNK = 16  # samples a call
+
+
+@dataclass
+class Made:
+    """What was written of some towers."""
+
+    variants: list[Variant] = field(default_factory=list)  # in the manifest's order
+    passes: dict[str, list[PassReport]] = field(default_factory=dict)  # by variant
+    # by variant with merged tokens: (N, D) that PyTorch gives with the same merges
+    merged: dict[str, Array] = field(default_factory=dict)
+    golden: dict[int, Array] = field(
+        default_factory=dict
+    )  # by number of merged tokens: the golden pictures' rows
+
+
+def check_wishes(source: Source, settings: ExportSettings) -> None:
+    """Refuse, before minutes of work, what the source cannot be written as. Raises InputError."""
+    if source.preprocessing is None and (settings.uint8 or settings.token_merging):
+        wish = "--uint8" if settings.uint8 else "--token-merging"
+        raise InputError(f"{wish}: {source.spec} has no image tower. Export it without.")
+    bad = [r for r in settings.token_merging if r < 1]
+    if bad or len(set(settings.token_merging)) < len(settings.token_merging):
+        given = ", ".join(map(str, settings.token_merging))
+        raise InputError(f"--token-merging: expected different numbers of 1 or more, got {given}.")
+    if settings.token_merging:
+        check_merging(source)
+
+
+def write_tower(
+    made: Made,
+    source: Source,
+    kind: Kind,
+    flavours: tuple[str, ...],
+    folder: Path,
+    settings: ExportSettings,
+    steps: Steps,
+    pixels: Array | None,
+    golden: Array | None,
+) -> None:
+    """Trace one tower, once for each number of merged tokens, and write its graphs.
+
+    Args:
+        made: what is written is added here.
+        folder: of the bundle; graphs go into its folder GRAPHS and share their weights.
+        steps: times what is done, by name.
+        pixels: (N, 3, H, W) samples on which a graph with merged tokens will be compared.
+        golden: (M, 3, H, W) those that travel in the bundle.
+    """
+    models = []
+    inputs: tuple[Literal["float32", "uint8"], ...] = ("float32",)
+    if settings.uint8 and kind == "image":
+        inputs = ("float32", "uint8")
+    for merging in (0, *(settings.token_merging if kind == "image" else ())):
+        tower = tower_of(source, kind, flavours, merging)
+        with steps(f"trace the {kind} tower" + (f", {merging} tokens merged a block" if merging else "")):
+            captured = capture(tower)
+            rows = _rows(tower, pixels) if merging and pixels is not None else None
+            if merging and golden is not None:
+                made.golden[merging] = _rows(tower, golden)
+        for dtype in inputs:
+            for flavour in tower.flavours:
+                axes = Axes(
+                    settings.store, flavour.attention, flavour.opset, token_merging=merging, input=dtype
+                )
+                form, extra = _form(source, tower, dtype, settings)
+                model, made.passes[axes.name(kind)] = write(captured, form, flavour, extra)
+                models.append((form, axes, dict(flavour.requires), model))
+                if rows is not None:
+                    made.merged[axes.name(kind)] = rows
+    with steps(f"write the {kind} tower"):
+        named: list[tuple[str, ir.Model]] = [(axes.name(kind), model) for _, axes, _, model in models]
+        files = save_graphs(named, folder / GRAPHS, kind)
+    for form, axes, requires, _ in models:
+        name = axes.name(kind)
+        paths = tuple(f"{GRAPHS}/{file}" for file in files[name])
+        made.variants.append(Variant(name, kind, axes, paths, (form.input,), (form.output,), requires))
+
+
+def _form(
+    source: Source, tower: TracedTower, dtype: str, settings: ExportSettings
+) -> tuple[TracedTower, tuple[Pass, ...]]:
+    """The tower as it will be at its ports, and the passes that make it so."""
+    stored: tuple[Pass, ...] = (store_fp16,) if settings.store == "fp16" else ()
+    if dtype == "float32":
+        return tower, stored
+    assert source.preprocessing is not None
+    form = replace(tower, input=uint8_port(source.preprocessing))
+    return form, (take_uint8(source.preprocessing), *stored)
+
+
+def _rows(tower: TracedTower, pixels: Array) -> Array:
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        parts = [
+            tower.module(torch.from_numpy(pixels[i : i + _CHUNK])).numpy()
+            for i in range(0, len(pixels), _CHUNK)
+        ]
+    return np.concatenate(parts)
