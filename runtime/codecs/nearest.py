@@ -60,6 +60,19 @@ def products(queries: Vectors, codes: Array) -> Vectors:
     """(Q, D) @ (N, D).T in float32; the codes become floats a block at a time."""
     out = np.empty((len(queries), len(codes)), np.float32)
     for start in range(0, len(codes), _ROWS):
-        block = codes[start : start + _ROWS].astype(np.float32, copy=False)
-        np.matmul(queries, block.T, out=out[:, start : start + _ROWS])
+        np.matmul(queries, floats(codes[start : start + _ROWS]).T, out=out[:, start : start + _ROWS])
     return out
+
+
+def floats(codes: Array) -> Vectors:
+    """Codes as float32. Of float16 ones, which must be finite, by their bits: numpy's own cast took 8 times as long."""
+    if codes.dtype != np.float16:
+        return codes.astype(np.float32, copy=False)
+    bits = np.ascontiguousarray(codes).view(np.int16).astype(np.int32)  # the sign fills the upper half
+    bits <<= 13  # exponent and mantissa to where float32 has them
+    bits &= np.int32(-0x70002000)  # one sign bit only
+    found: Vectors = bits.view(np.float32)
+    found *= np.float32(
+        2.0**112
+    )  # the exponents' offsets differ by 127 - 15; subnormal numbers come out right as well
+    return found

@@ -143,6 +143,13 @@ def test_hamming(width: int, count: Callable[..., Any], monkeypatch: pytest.Monk
     np.testing.assert_array_equal(nearest.hamming(a, b), want)
 
 
+def test_every_finite_float16_as_float32() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(-1, 8)
+    np.testing.assert_array_equal(nearest.floats(halves), halves.astype(np.float32))
+    np.testing.assert_array_equal(nearest.floats(halves[:, ::2]), halves[:, ::2].astype(np.float32))
+
+
 def test_best_is_a_stable_sort() -> None:
     scores = np.random.default_rng(0).integers(0, 5, (40, 30)).astype(np.float32)  # many ties
     for k in (1, 7, 30, 99):
