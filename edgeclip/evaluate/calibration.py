@@ -72,6 +72,8 @@ def fit_scores(cosines: Array, targets: Array, start: Scores, activation: Activa
     cosines, hot = _checked(cosines, targets)
     _check_enough(cosines, np.asarray(targets), hot)
     high = max(HIGHEST_SCALE[activation], start.logit_scale)
+    if np.asarray(targets).ndim == 2:  # a teacher at 100 may well be followed at 102, and it is no flight
+        high *= 2
     if activation == "softmax":
         hot = hot / hot.sum(axis=1, keepdims=True)
         scale = _rising_root(lambda s: _softmax_slope(s, cosines, hot), LOWEST_SCALE, high, start.logit_scale)

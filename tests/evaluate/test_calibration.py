@@ -75,7 +75,7 @@ def test_scores_are_what_torch_finds(activation: Any, kind: str) -> None:
 
 def test_a_scale_that_is_known_is_found_again() -> None:
     values, _ = cosines()
-    for scale, bias in ((7.0, 0.0), (60.0, -14.0)):
+    for scale, bias in ((7.0, 0.0), (60.0, -14.0), (103.0, -16.0)):
         logits = torch.from_numpy(scale * values + bias)
         assert fit_scores(
             values, F.softmax(logits, 1).numpy(), START, "softmax"
