@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgeclip.bundle import Variant
-from edgeclip.errors import EdgeClipError
+from edgeclip.errors import EdgeClipError, InputError
 from edgeclip.export.compress.bench import FLOAT, Bench, Candidate
 from edgeclip.export.compress.budget import Budget, shortfalls, within
 from edgeclip.export.compress.curve import Point, Tower, Verdict
@@ -120,9 +120,12 @@ class _Trial:
             self.result.points.append(point)
 
     def _follow(self) -> None:
+        name = self.bench.name_of(self.base, self.method)
+        if any(variant.id == name for variant in self.bench.bundle.manifest.variants):
+            raise InputError(f"the bundle has {name} already. Start from a bundle without it")
         with self.steps(f"convert {self.base.id} in {self.method}"):
             whole = self._measure(0)
-        if reason := self._hopeless(whole.point):
+        if reason := self._hopeless(whole):
             self.result.settle(whole, "refused", reason)
         elif self._fits(whole):
             self._conclude(whole)
@@ -187,11 +190,16 @@ class _Trial:
             self.result.sensitivities[f"{self.base.id} {self.method}"] = self.order
         return self.order
 
-    def _hopeless(self, point: Point) -> str:
+    def _hopeless(self, whole: Candidate) -> str:
         """Why no search is worth its time; "" where one may be. All layers converted are the fastest and smallest."""
-        if point.figures is None:
-            return f"{point.reason}; what it loses is not known"
-        return self._not_worth_it(point)
+        if whole.point.figures is None:
+            return f"{whole.point.reason}; what it loses is not known"
+        if self.method in BY_LAYER and not self.bench.converted_layers(self.base, whole.model):
+            missed = next(
+                (miss for report in whole.reports for miss in report.near_misses), "it has no linear layer"
+            )
+            return f"no layer was converted ({missed})"
+        return self._not_worth_it(whole.point)
 
     def _not_worth_it(self, point: Point) -> str:
         float_point = next(p for p in self.result.points if p.base == self.base.id and p.method == FLOAT)

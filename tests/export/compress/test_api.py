@@ -26,6 +26,7 @@ from edgeclip.export.derive import read_graph
 from edgeclip.export.fidelity import relative_distance
 from edgeclip.export.samples import pixels_of
 from edgeclip.runtime.verify import verify
+from tests.export.compress import toy_method
 from tests.export.sources import PREPROCESSING
 
 Speed = Callable[[float], None]
@@ -151,6 +152,26 @@ def test_a_method_that_gives_nonsense_is_a_refusal(
     toy["refuse"] = 1
     with pytest.raises(NothingFits, match="image-fp32: int8: toy: the result is not finite"):
         compress_bundle(tiny, tmp_path / "out", settings=settings(classes))
+
+
+@pytest.mark.parametrize("what", ["twice", "nothing to convert"])
+def test_what_changes_nothing_is_refused(
+    what: str,
+    tiny: Bundle,
+    classes: Path,
+    tmp_path: Path,
+    toy: Any,
+    speed: Speed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, message = tiny, "int8: no layer was converted"
+    if what == "twice":
+        bundle = compress_bundle(tiny, tmp_path / "once", settings=settings(classes)).bundle
+        message = "int8: the bundle has image-int8 already. Start from a bundle without it"
+    else:
+        monkeypatch.setattr(toy_method, "linears", lambda model: [])
+    with pytest.raises(NothingFits, match=message):
+        compress_bundle(bundle, tmp_path / "out", settings=settings(classes))
 
 
 def test_rows_that_feel_their_batch_mates_come_second(

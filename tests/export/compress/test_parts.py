@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeclip.bundle import Bundle
 from edgeclip.errors import CheckFailed, InputError
 from edgeclip.export.compress import latency
 from edgeclip.export.compress.budget import Budget, parse_budgets, shortfalls, within
@@ -22,6 +23,7 @@ from edgeclip.export.compress.data import halves
 from edgeclip.export.compress.figures import Figures, Judge, neighbour_recall
 from edgeclip.export.compress.latency import Latency
 from edgeclip.export.compress.picture import draw
+from edgeclip.export.compress.scores import refit_scores
 from edgeclip.export.compress.search import (
     COARSE,
     WORST,
@@ -212,6 +214,30 @@ def test_top1_is_agreement_or_accuracy() -> None:
     assert (fidelity.samples, fidelity.top1_agreement, fidelity.against) == (4, 0.75, "image-fp32")
     with pytest.raises(CheckFailed, match="compressed graph: 1 of 4 embeddings are not finite"):
         Judge(a, which).figures(np.where(np.arange(8)[:, None] == 3, np.nan, a), "held_out")
+
+
+def test_the_scale_is_fitted_to_what_cosines_became(tiny: Bundle) -> None:
+    manifest = replace(tiny.manifest, logit_scale=8.0)
+    a, labels, which = rows(60), rows(5, seed=5), halves(60)
+
+    def cosines(found: NDArray[Any], half: Any) -> NDArray[Any]:
+        return found[which[half]] @ labels.T
+
+    found = refit_scores(
+        Judge(a, which, cosines), 0.5 * a, manifest
+    )  # every cosine half as large: the scale doubles
+    assert not isinstance(found, str)
+    assert found.scores.logit_scale == pytest.approx(16, rel=1e-3)
+    assert found.error_before > 0.05 > 1e-3 > found.error_after
+    assert (found.kept, found.float_error, found.against) == (True, 0, "fp32")
+
+    truth = {half: cosines(a, half).argmax(axis=1) for half in which}
+    truth["calibration"] = cosines(a, "calibration").argmin(axis=1)  # misleads: what is fitted helps nobody
+    found = refit_scores(Judge(a, which, cosines, truth), a, manifest)
+    assert not isinstance(found, str)
+    assert found.error_after > found.error_before == found.float_error
+    assert (found.kept, found.against) == (False, "labels")
+    assert refit_scores(Judge(a, which), a, manifest) == "no labels"
 
 
 def test_the_picture_shows_every_point_and_the_budget() -> None:
