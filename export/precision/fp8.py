@@ -1,0 +1,96 @@
+"""fp8 (E4M3FN) for TensorRT: both sides of every linear layer quantised with one scale a tensor, the rest in fp16.
+
+A float of 8 bits errs in proportion to the value, so a scale for each channel gains little over one for the tensor: 448 to
+2**-9 is a range of 2**18. Zero points are 0. The convolution of the patches is no linear layer and stays, and so does the last
+product, which nothing averages out. Ada GPUs and later; onnxruntime's CPU runs the graph too, slowly.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from edgeclip.export.linears import Array, Linear, constant, linears
+from edgeclip.export.passes import PassReport
+from edgeclip.export.precision import Request
+from edgeclip.export.precision.islands import FP16, lower, peaks
+from edgeclip.export.precision.typed import prepare
+
+LARGEST = 448.0  # of E4M3FN
+SMALLEST_SCALE = (
+    2.0**-14
+)  # a normal number of fp16; what is divided by more than needed still has fp8's own exponent
+
+
+def apply(model: ir.Model, request: Request) -> list[PassReport]:
+    """Move the graph to fp16 and its linear layers to fp8, in place. Raises CheckFailed where fp16's output is not finite."""
+    assert request.inputs is not None
+    prepare(model)
+    found = peaks(model, request.inputs, threads=request.threads)
+    reach = {one.name: found.get(str(one.x.name), 0.0) for one in linears(model)}
+    everything = Request(inputs=request.inputs, threads=request.threads)
+    reports = lower(model, everything, FP16)
+    layers, missed = linears(model), []
+    shared: dict[ir.Value, ir.Value] = {}
+    for one in layers:
+        if request.layers is not None and one.name not in request.layers:
+            continue
+        if not _feeds_another(one, layers):
+            missed.append(f"{one.name}: the last product stays {one.node.outputs[0].dtype}")
+        elif not 0 < reach[one.name] < np.inf:
+            missed.append(f"{one.name}: its input was {reach[one.name]} throughout")
+        else:
+            _quantise(model, one, reach[one.name], shared)
+    changed = len({node for value in shared.values() for node in value.consumers()})
+    return [*reports, PassReport("fp8", changed, tuple(missed))]
+
+
+def _feeds_another(one: Linear, layers: list[Linear]) -> bool:
+    """Whether a linear layer reads what follows from this one."""
+    ahead, seen = [one.output], set[ir.Value]()
+    nodes = {other.node for other in layers if other is not one}
+    while ahead:
+        value = ahead.pop()
+        for reader in value.consumers():
+            if reader in nodes:
+                return True
+            ahead += [output for output in reader.outputs if output not in seen]
+            seen.update(reader.outputs)
+    return False
+
+
+def _quantise(model: ir.Model, one: Linear, reach: float, shared: dict[ir.Value, ir.Value]) -> None:
+    graph, dtype = model.graph, one.x.dtype
+    assert dtype is not None
+    if one.x not in shared:
+        scale, zero = _scale(graph, f"{one.name}.input", reach, dtype)
+        down = ir.node("QuantizeLinear", [one.x, scale, zero])
+        up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero])
+        down.outputs[0].shape, down.outputs[0].type = one.x.shape, ir.TensorType(ir.DataType.FLOAT8E4M3FN)
+        up.outputs[0].shape, up.outputs[0].type = one.x.shape, ir.TensorType(dtype)
+        graph.insert_before(one.node, [down, up])
+        shared[one.x] = up.outputs[0]
+    scale, zero = _scale(graph, f"{one.name}.weight", float(np.abs(one.weight).max()), dtype)
+    assert scale.const_value is not None
+    stored = constant(graph, f"{one.name}.fp8", as_fp8(one.weight, float(scale.const_value.numpy())))
+    weight = ir.node("DequantizeLinear", [stored, scale, zero])
+    weight.outputs[0].shape, weight.outputs[0].type = stored.shape, ir.TensorType(dtype)
+    graph.insert_before(one.node, weight)
+    one.node.replace_input_with(0, shared[one.x])
+    one.node.replace_input_with(1, weight.outputs[0])
+    if one.node.op_type == "Gemm":
+        one.node.attributes["transB"] = ir.AttrInt64("transB", 0)
+
+
+def as_fp8(array: Array, scale: float) -> Array:
+    """Round to E4M3FN after division by `scale`; what lies beyond 448 becomes 448."""
+    stored: Array = np.clip(array / scale, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn)
+    return stored
+
+
+def _scale(graph: ir.Graph, name: str, reach: float, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
+    """(scale, zero point) that lead `reach` to 448."""
+    scale = np.asarray(max(reach / LARGEST, SMALLEST_SCALE), np.float32).astype(dtype.numpy())
+    zero = np.zeros((), ml_dtypes.float8_e4m3fn)
+    return constant(graph, f"{name}.scale", scale), constant(graph, f"{name}.zero", zero)
