@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeclip.cli.common import Failures, answers, console, emit, find_pictures, finish, json_option
+from edgeclip.cli.export import need_export_extra
 from edgeclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ def command(
     BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. The new bundle's vectors can be stored truncated, as fp16, as int8, or as
     bits. Every fourth vector is held out, and tells what each codec loses.
     """
+    if bool(images) == bool(vectors):
+        raise click.UsageError("Pass either --images or --vectors.")
+    need_export_extra("fitting codecs into a bundle")
     from edgeclip.bundle import open_bundle
     from edgeclip.export.codecs import add_codecs
 
-    if bool(images) == bool(vectors):
-        raise click.UsageError("Pass either --images or --vectors.")
     if output.exists() and not overwrite:
         raise InputError(
             f"{output}: already exists. Choose another place, or pass --overwrite to replace it."
