@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgeclip.runtime.threads import usable_cores
 
 Array = NDArray[Any]
-_CHUNK = 8  # inputs a call: all observed activations of a call are in memory at once
+_CHUNK = 8  # inputs a call, at most
+_MEMORY = 256 << 20  # bytes of what is observed in one call: 24 blocks at 577 tokens give 400 MB an input
 
 
 def session(model: ir.Model, *, threads: int | None = None) -> Any:
@@ -55,8 +56,11 @@ def observe(
     copy.graph.outputs.extend(inner[name] for name in wanted if name not in ours)
     opened = session(copy, threads=threads)
     feed = opened.get_inputs()[0].name
-    for start in range(0, len(inputs), _CHUNK):
-        found = opened.run(wanted, {feed: inputs[start : start + _CHUNK]})
+    start, size = 0, 1  # the first alone, to see how large it is
+    while start < len(inputs):
+        found = opened.run(wanted, {feed: inputs[start : start + size]})
+        start += size
+        size = min(max(_MEMORY // (sum(array.nbytes for array in found) // size), 1), _CHUNK)
         yield dict(zip(wanted, found, strict=True))
 
 

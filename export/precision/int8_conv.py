@@ -23,16 +23,15 @@ def activated(layer: Convolution) -> ir.Value:
     return readers[0].outputs[0] if alone and readers[0].op_type == "Relu" else layer.output
 
 
-def encode_kernel(kernel: Array, importance: Array, *, saturating: bool) -> Bytes:
+def encode_kernel(kernel: Array, *, saturating: bool) -> Bytes:
     """A kernel's bytes, q (M, C, kh, kw), and a scale for each output.
 
     Args:
         kernel: (M, C, kh, kw). Engines sum it with the channels innermost, so that neighbours are channels.
-        importance: (C,) see weights8.encode.
     """
     m, c, height, width = kernel.shape
     rows = kernel.transpose(2, 3, 1, 0).reshape(-1, m)
-    encoded = encode(rows, saturating=saturating, importance=np.tile(importance, height * width))
+    encoded = encode(rows, saturating=saturating)
     q = encoded.q.reshape(height, width, c, m).transpose(3, 2, 0, 1)
     return Bytes(np.ascontiguousarray(q), encoded.scale)
 
@@ -71,7 +70,7 @@ def through_bytes(graph: ir.Graph, x: ir.Value, found: ByteRange) -> ir.Value:
 
 def _kernel(graph: ir.Graph, layer: Convolution, known: Seen, x: ByteRange, saturating: bool) -> None:
     """Bytes for the kernel; the bias takes away what rounding adds on average, seams with the padding left aside."""
-    encoded = encode_kernel(layer.kernel, known.importance, saturating=saturating)
+    encoded = encode_kernel(layer.kernel, saturating=saturating)
     scale = constant(graph, f"{layer.name}.scale", encoded.scale)
     zero = constant(graph, f"{layer.name}.zero", np.zeros_like(encoded.scale, np.int8))
     q = constant(graph, f"{layer.name}.int8", encoded.q)

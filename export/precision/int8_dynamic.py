@@ -33,7 +33,7 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
             assert maker is not None, "a layer that reads the graph's input is not quantised"
             model.graph.insert_after(maker, [inputs[layer.x]])
         x, x_scale, x_zero = inputs[layer.x].outputs
-        bytes_, (q, scale, zero) = encode_weight(model.graph, layer, known, request.saturating)
+        bytes_, (q, scale, zero) = encode_weight(model.graph, layer, request.saturating)
         drift = None if known is None else known.rows.mean(0) @ (layer.weight - bytes_.floats)
         # In this form, with the product of the scales behind the Cast, onnxruntime makes one operator of all, bias included.
         product = ir.node("MatMulInteger", [x, q, x_zero, zero])

@@ -32,7 +32,7 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
             found = byte_range(known, request.ranges, request.activations)
             inputs[layer.x] = found, through_bytes(model.graph, layer.x, found)
         found, x = inputs[layer.x]
-        bytes_, weight = encode_weight(model.graph, layer, known, request.saturating)
+        bytes_, weight = encode_weight(model.graph, layer, request.saturating)
         up = ir.node("DequantizeLinear", weight, {"axis": 1})
         # The mean of a product is the product of the mean: what rounding adds on average, the bias takes away.
         drift = known.rows.mean(0) @ layer.weight - found.rounded(known.rows).mean(0) @ bytes_.floats

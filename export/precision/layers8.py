@@ -88,10 +88,10 @@ def smoothed(
 
 
 def encode_weight(
-    graph: ir.Graph, layer: Linear, seen: Seen | None, saturating: bool
+    graph: ir.Graph, layer: Linear, saturating: bool
 ) -> tuple[Bytes, tuple[ir.Value, ir.Value, ir.Value]]:
     """A layer's weight as bytes, and its initializers: bytes, scales and zero points."""
-    bytes_ = encode(layer.weight, saturating=saturating, importance=None if seen is None else seen.importance)
+    bytes_ = encode(layer.weight, saturating=saturating)
     arrays = {"int8": bytes_.q, "scale": bytes_.scale, "zero": np.zeros_like(bytes_.scale, np.int8)}
     q, scale, zero = (constant(graph, f"{layer.name}.{end}", array) for end, array in arrays.items())
     return bytes_, (q, scale, zero)

@@ -40,12 +40,6 @@ class Seen:
         peaks: Array = np.maximum(np.abs(self.low), np.abs(self.high))
         return peaks
 
-    @property
-    def importance(self) -> Array:
-        """(K,) mean square of each channel: how much an error in a weight that reads it matters."""
-        squares: Array = (self.rows**2).mean(axis=0)
-        return squares
-
     def divided(self, by: Array) -> Seen:
         """The same after each channel was divided by a positive number. by: (K,)."""
         return Seen(self.low / by, self.high / by, self.rows / by)

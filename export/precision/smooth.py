@@ -115,7 +115,7 @@ def _search(x: Seen, weight: Array, how: str, kind: str, saturating: bool) -> Ar
     for alpha in ALPHAS:
         by = _factors(x, weight, alpha) if alpha else np.ones(len(weight), np.float32)
         scaled = x.divided(by)
-        bytes_ = encode(weight_part * by[:, None], saturating=saturating, importance=scaled.importance)
+        bytes_ = encode(weight_part * by[:, None], saturating=saturating)
         found = byte_range(scaled, how, kind).rounded(scaled.rows[rows]) @ bytes_.floats
         if (error := float(((found - exact) ** 2).sum())) < best:
             best, chosen = error, by
