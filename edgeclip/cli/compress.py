@@ -189,7 +189,10 @@ def _print(report: CompressReport) -> None:
         kept = f", {len(point.left)} layers left in float" if point.left else ""
         moved = point.batch_change or 0.0
         rows = f"; rows move by {moved:.4f} of a distance with their batch" if moved > STEADY else ""
-        screen.print(f"{tower}: {point.method}{kept}, {point.latency or 'speed unproven'}{rows}")
+        screen.print(f"{tower}: {point.method}{kept}, {point.latency or 'speed not measured'}{rows}")
+    for point in report.points:
+        if point.verdict == "unproven":
+            screen.print(f"{point.tower}: {point.name} is written last, its speed unproven")
     if not isinstance(report.refit, str):
         fit = report.refit
         word = "fitted again" if fit.kept else "left as they were"

@@ -85,7 +85,7 @@ class CompressReport:
     @property
     def chosen(self) -> dict[str, Point]:
         """Tower -> the point that its new first variant is."""
-        return {r.tower: r.fitting[0].point for r in self.results if r.fitting}
+        return {r.tower: r.chosen[0].point for r in self.results if r.chosen}
 
     @property
     def refusals(self) -> list[str]:
@@ -158,19 +158,19 @@ def compress_bundle(
     results = [compress_tower(bench, wish, steps) for bench in benches.values()]
     _require(results, settings, output)
     _require_together(results, benches, settings)
-    best = {result.tower: result.fitting[0] for result in results if result.fitting}
+    best = {result.tower: result.chosen[0] for result in results if result.chosen}
     refit = _refit(bundle, benches, best, settings)
     report = CompressReport(
         bundle, target, settings.budgets, tuple(results), refit, steps.seconds, _samples(data), data.source
     )
-    new = [_variant(benches[found.variant.tower], found, target, refit) for found in best.values()]
-    unproven = [
-        _variant(benches[found.variant.tower], found, target, refit) for r in results for found in r.unproven
-    ]
-    last = {one.variant.id for one in unproven}
+    written = [candidate for result in results for candidate in (*result.chosen, *result.unproven)]
+    new = [_variant(benches[found.variant.tower], found, target, refit) for found in written]
+    last = {
+        one.variant.id for one, found in zip(new, written, strict=True) if found.point.verdict == "unproven"
+    }
     with steps("seal and verify the bundle"):
         derived = derive_bundle(
-            bundle, output, [*new, *unproven],
+            bundle, output, new,
             keep=lambda v: not (settings.drop_float and v.tower in best and computes_in_fp32(v)),
             order=lambda found: sorted(found, key=lambda v: v.id in last),  # what was not proven is nobody's first choice
             record={"compress": report.evidence()},
@@ -193,6 +193,8 @@ def _variant(bench: Bench, candidate: Candidate, target: Target, refit: Refit | 
         fidelity=bench.judge.fidelity(candidate.rows, "held_out", bench.plain.id),
         proven=(target.engine,) if proven else (),
         scores=fitted if base.tower == "image" else None,
+        # what onnxruntime's CPU has no kernels for was judged with its roundings written out
+        requires={**base.requires, "engine": "gpu"} if not candidate.opens else base.requires,
     )
     return NewVariant(variant, candidate.model)
 
@@ -250,7 +252,7 @@ def _samples(data: Data) -> dict[str, int]:
 
 
 def _require(results: Sequence[TowerResult], settings: CompressSettings, output: Path) -> None:
-    done = {result.tower for result in results if result.fitting or result.unproven}
+    done = {result.tower for result in results if result.chosen or result.unproven}
     if done and done >= set(settings.towers):
         return
     lines = [line for result in results if result.tower not in done for line in result.refusals]
@@ -263,7 +265,7 @@ def _require_together(
 ) -> None:
     """Each tower alone keeps the top-1 budget; so must both."""
     budget = next((b for b in settings.budgets if b.kind == "top1"), None)
-    rows = {result.tower: result.fitting[0].rows for result in results if result.fitting}
+    rows = {result.tower: result.chosen[0].rows for result in results if result.chosen}
     images, texts = rows.get("image"), rows.get("text")
     if budget is None or images is None or texts is None:
         return

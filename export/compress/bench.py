@@ -45,6 +45,7 @@ class Candidate:
     reports: tuple[PassReport, ...]
     point: Point
     rows: Array | None  # (M, D); the calibration half is filled in; None: it does not run here
+    opens: bool = True  # in onnxruntime's CPU engine
 
 
 class Graph:
@@ -192,6 +193,7 @@ class Bench:
                 point = replace(point, latency=compare(self._plain_graph.call, graph.call, self.threads))
         except EngineError as error:
             point = replace(point, reason=str(error))
+            candidate = replace(candidate, opens=False)
         try:
             rows = self._rows(self._judged(candidate), "calibration")
         except EngineError:

@@ -57,6 +57,9 @@ class TowerResult:
     # "<variant> <method>" -> groups of layers, those first that give most back in float
     sensitivities: dict[str, list[Group]] = field(default_factory=dict)
     fitting: list[Candidate] = field(default_factory=list)  # within budget and worth it, best first
+    chosen: list[Candidate] = field(
+        default_factory=list
+    )  # of those the best for each kind of input, best first
     unproven: list[Candidate] = field(default_factory=list)  # within budget; nobody knows how fast
 
     @property
@@ -82,8 +85,10 @@ def compress_tower(bench: Bench, wish: Wish, steps: Steps) -> TowerResult:
         for method in wish.methods:
             _Trial(bench, wish, steps, result, base, method).run()
     result.fitting.sort(key=lambda found: _preference(found, wish.aim))
-    if result.fitting:
-        result.fitting[0] = result.settle(result.fitting[0], "chosen")
+    kinds: dict[str, Candidate] = {}
+    for candidate in result.fitting:
+        kinds.setdefault(candidate.variant.axes.input, candidate)
+    result.chosen = [result.settle(candidate, "chosen") for candidate in kinds.values()]
     return result
 
 

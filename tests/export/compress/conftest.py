@@ -43,6 +43,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         method = precision.Method("int8", activations, toy_method.__name__, True, 18)  # type: ignore[arg-type]
         monkeypatch.setitem(precision.METHODS, name, method)  # type: ignore[arg-type]
     toy_method.bad.clear()
+    toy_method.asked.clear()
     yield toy_method.bad
     toy_method.bad.clear()
 

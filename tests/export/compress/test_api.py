@@ -22,9 +22,10 @@ from edgeclip.export.compress.api import CompressSettings, NothingFits, compress
 from edgeclip.export.compress.budget import parse_budgets
 from edgeclip.export.compress.data import read_data
 from edgeclip.export.compress.target import measure_bundle
-from edgeclip.export.derive import read_graph
+from edgeclip.export.derive import NewVariant, derive_bundle, read_graph
 from edgeclip.export.fidelity import relative_distance
 from edgeclip.export.samples import pixels_of
+from edgeclip.export.uint8_input import take_uint8, uint8_port
 from edgeclip.runtime.verify import verify
 from tests.export.compress import toy_method
 from tests.export.sources import PREPROCESSING
@@ -279,6 +280,7 @@ def test_a_device_report_decides_in_place_of_this_machine(
     assert done.chosen["image"].latency is not None
     assert done.chosen["image"].latency.device == "a board"
     assert done.evidence()["saturating"] is False
+    assert toy_method.asked[-1].saturating is False, "wide sums there, whatever this machine has"
     assert done.evidence()["target"]["device"] == "a board"
 
 
@@ -330,6 +332,57 @@ def test_the_real_int8(tiny: Bundle, classes: Path, tmp_path: Path, speed: Speed
         found = model.embed_images(sorted(classes.glob("*/0*.png")))
         assert model.info().towers["image"]["variant"] == "image-int8"
     assert np.isfinite(found).all()
+
+
+def test_every_float_variant_is_a_start(
+    tiny: Bundle, classes: Path, tmp_path: Path, toy: Any, speed: Speed
+) -> None:
+    """Bytes or floats in: the caller chooses, so the best of each is written."""
+    plain = tiny.manifest.variants[0]
+    graph = read_graph(tiny, plain)
+    take_uint8(PREPROCESSING)(graph)
+    port = uint8_port(PREPROCESSING)
+    bytes_in = replace(plain, id="image-fp32-uint8", axes=replace(plain.axes, input="uint8"), inputs=(port,))
+    both = derive_bundle(
+        tiny, tmp_path / "both", [NewVariant(bytes_in, graph)], order=lambda found: found[::-1]
+    )
+    report = compress_bundle(both, tmp_path / "out", settings=settings(classes, drop_float=True))
+    assert {v.id for v in report.bundle.manifest.variants} == {"image-int8", "image-int8-uint8", "text-fp32"}
+    base, other = (p for p in report.points if p.verdict == "chosen")
+    assert (base.base, other.base) == ("image-fp32", "image-fp32-uint8")
+    assert base.held_out is not None
+    assert other.held_out is not None
+    assert other.held_out.distance == pytest.approx(base.held_out.distance, rel=0.1)
+    assert toy_method.asked[-1].inputs is not None
+    assert toy_method.asked[-1].inputs.dtype == np.uint8
+    pictures = sorted(classes.glob("*/0*.png"))
+    rows = []
+    for name in ("image-int8", "image-int8-uint8"):
+        with edgeclip.load(tmp_path / "out", variants=[name], decode="exact", threads=1) as model:
+            rows.append(model.embed_images(pictures))
+    np.testing.assert_allclose(*rows, rtol=0, atol=0.02)
+
+
+def test_precisions_of_other_machines_are_judged_and_written(
+    tiny: Bundle, classes: Path, tmp_path: Path, speed: Speed
+) -> None:
+    methods = ("fp16", "bf16", "fp8", "int4")
+    asked = settings(classes, "distance=0.5", methods=methods, unproven=True)
+    bundle = compress_bundle(tiny, tmp_path / "out", settings=asked).bundle
+    variants = {v.axes.precision: v for v in bundle.manifest.variants if v.tower == "image"}
+    assert list(variants) == ["fp32", *methods]
+    lost = {name: v.fidelity.relative_distance for name, v in variants.items() if v.fidelity}
+    assert lost["fp32"] < 1e-5 < lost["fp16"] < 2e-3 < lost["bf16"] < lost["fp8"] < lost["int4"] < 0.5
+    # onnxruntime's CPU has hardly a bf16 kernel; its figures come from a graph with the roundings written out
+    assert variants["bf16"].requires["engine"] == "gpu"
+    assert verify(bundle, threads=1).to_dict()["passed"]
+    with edgeclip.load(tmp_path / "out", threads=1) as model:
+        model.embed_images(np.zeros((32, 32, 3), np.uint8))
+        assert model.info().towers["image"]["precision"] == "fp32"
+    with pytest.raises(
+        NothingFits, match="image-fp32: bf16: speed unproven: onnxruntime cannot open it here"
+    ):
+        compress_bundle(tiny, tmp_path / "x", settings=replace(asked, unproven=False, methods=("bf16",)))
 
 
 def test_the_command_line(
