@@ -23,7 +23,10 @@ _HELD = 4  # every fourth
 _DOCUMENTS, _QUERIES = 20_000, 500  # held out, at most
 # Eight bits lose least of a normal distribution when they end at about 4 of its deviations; 64 vectors show but 2.4 of them.
 _DEVIATIONS = 4.0
-_TURNS = 20  # of the rotation's fit; it moves no more after 15
+_TURNS, _TURNED = (
+    20,
+    4096,
+)  # steps of the rotation's fit, it moves no more after 15; and rows that it is fitted to
 
 
 def fit_codecs(vectors: Mapping[Kind, Array], model_id: str, widths: Sequence[int] | None = None) -> Codecs:
@@ -170,7 +173,8 @@ def _turn(centred: Array) -> Array:
 
     Source: Gong and Lazebnik 2011, "Iterative Quantization: A Procrustean Approach to Learning Binary Codes".
     """
-    turn = np.eye(centred.shape[1])
+    centred = centred[:: -(-len(centred) // _TURNED)].astype(np.float32)
+    turn = np.eye(centred.shape[1], dtype=np.float32)
     for _ in range(_TURNS):
         left, _, right = np.linalg.svd(np.sign(centred @ turn.T).T @ centred)
         turn = left @ right

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Vectors = NDArray[np.float32]
-_ROWS = 1 << 14  # codes turned into floats at once
+_CELLS = 1 << 20  # turned into floats at once: 4 MB stay in the processor's cache, 32 MB took 4 times as long
 
 
 def best(scores: Array, k: int) -> tuple[NDArray[np.int64], Vectors]:
@@ -59,8 +59,9 @@ _count = getattr(np, "bitwise_count", _table_count)
 def products(queries: Vectors, codes: Array) -> Vectors:
     """(Q, D) @ (N, D).T in float32; the codes become floats a block at a time."""
     out = np.empty((len(queries), len(codes)), np.float32)
-    for start in range(0, len(codes), _ROWS):
-        np.matmul(queries, floats(codes[start : start + _ROWS]).T, out=out[:, start : start + _ROWS])
+    step = max(1, _CELLS // max(1, codes.shape[1]))
+    for start in range(0, len(codes), step):
+        np.matmul(queries, floats(codes[start : start + step]).T, out=out[:, start : start + step])
     return out
 
 

@@ -180,7 +180,7 @@ def test_search(codecs: Codecs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bits.search(one, 3, coarse, rescore=(codecs["fp16"], equal))[0].tolist() == [[0, 1, 2]]
     monkeypatch.setattr("edgeclip.runtime.codecs.kinds._SCORES", 7 * len(UNSEEN))  # seven queries at a time
     np.testing.assert_array_equal(finer.search(ASKED, 10, stored)[0], rows)
-    monkeypatch.setattr("edgeclip.runtime.codecs.nearest._ROWS", 400)  # codes in four blocks
+    monkeypatch.setattr("edgeclip.runtime.codecs.nearest._CELLS", 400 * DIM)  # codes in four blocks
     np.testing.assert_array_equal(finer.search(ASKED, 10, stored)[0], rows)
     assert finer.search(ASKED[0], 3, stored)[0].tolist() == [rows[0, :3].tolist()]
     assert finer.search(ASKED, 5000, stored)[0].shape == (200, 1500)
