@@ -43,13 +43,10 @@ def encode(weight: Array, *, saturating: bool) -> Bytes:
     """
     scale = np.abs(weight).max(axis=0, initial=0) / LARGEST
     if saturating:
-        scale = np.maximum(scale, _largest_pair(weight) / PAIR)
+        # Two numbers with a sum below PAIR cannot both be rounded up beyond it; the margin is for the division.
+        scale = np.maximum(scale, _largest_pair(weight) / PAIR * (1 + 1e-6))
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
-    exact = weight / scale
-    q = np.clip(np.rint(exact), -LARGEST, LARGEST)
-    if saturating:
-        _fit_pairs(q, exact)
-    return Bytes(q.astype(np.int8), scale)
+    return Bytes(np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8), scale)
 
 
 def largest_pair(q: Array) -> int:
@@ -63,25 +60,6 @@ def _largest_pair(weight: Array) -> Array:
     positive, negative = (np.maximum(side, 0).sum(axis=1) for side in (pairs, -pairs))
     largest: Array = np.maximum(positive, negative).max(axis=0, initial=0)
     return largest
-
-
-def _fit_pairs(q: Array, exact: Array) -> None:
-    """Bring, in place, each pair of one sign that is beyond PAIR back to it: half from each, an odd one from the one that was rounded up more.
-
-    Both are below 128, so each is larger than the excess: none changes its sign.
-    """
-    even = len(q) // 2 * 2
-    a, b = q[0:even:2], q[1:even:2]  # views
-    over = np.flatnonzero((np.abs(a) + np.abs(b) > PAIR) & (a * b > 0))
-    if not len(over):
-        return
-    rows, columns = np.unravel_index(over, a.shape)
-    x, y = a[rows, columns], b[rows, columns]
-    sign, excess = np.sign(x), np.abs(x) + np.abs(y) - PAIR
-    odd = excess % 2
-    up = (np.abs(x) - np.abs(exact[2 * rows, columns])) - (np.abs(y) - np.abs(exact[2 * rows + 1, columns]))
-    a[rows, columns] = x - sign * (excess // 2 + odd * (up > 0))
-    b[rows, columns] = y - sign * (excess // 2 + odd * (up <= 0))
 
 
 def _pairs(weight: Array) -> Array:
