@@ -73,9 +73,7 @@ def main() -> None:
         pack = model.make_labels([f"thing number {i}" for i in range(options.labels)])
     for precision in options.precision:
         with tempfile.TemporaryDirectory() as folder:
-            made = (
-                source if precision == "fp32" else _convert(source, precision, pictures, Path(folder) / "low")
-            )
+            made = source if precision == "fp32" else lower(source, precision, pictures, Path(folder) / "low")
             baked = bake(made, Path(folder) / "baked", pack, drop_text=True, only_heads=True).bundle
             rows.append({"precision": precision, **measure(baked.root, pictures, options.threads)})
             print(rows[-1], file=sys.stderr, flush=True)
@@ -90,7 +88,7 @@ def measure(bundle: Path, pictures: list[Path], threads: int) -> dict[str, Any]:
     return {"files_mb": round(size / 1e6, 1), **json.loads(done.stdout)}
 
 
-def _convert(bundle: Bundle, precision: str, pictures: list[Path], output: Path) -> Bundle:
+def lower(bundle: Bundle, precision: str, pictures: list[Path], output: Path) -> Bundle:
     """The bundle with its preferred image variant in another precision in front."""
     base, spec = bundle.manifest.variants_of("image")[0], bundle.manifest.preprocessing
     assert spec is not None
