@@ -47,6 +47,9 @@ def main() -> None:
         "--merge", type=int, nargs="+", default=[8, 16], help="tokens merged away in each block"
     )
     parser.add_argument("--pictures", type=int, default=32, help="on which fidelity is measured")
+    parser.add_argument(
+        "--prepare-only", action="store_true", help="write every contestant's files, time nothing"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/compression")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks/results/compression")
     parser.add_argument("--child", nargs=3, metavar=("TASK", "MODEL", "NAME"), help=argparse.SUPPRESS)
@@ -54,13 +57,14 @@ def main() -> None:
     if options.child:
         _child(options, *options.child)
         return
-    if os.getloadavg()[0] > 0.5:
+    if os.getloadavg()[0] > 0.5 and not options.prepare_only:
         print(
             f"the machine is busy (load {os.getloadavg()[0]:.1f}): the figures will be wrong", file=sys.stderr
         )
     for model in options.models:
         found = _measure(model, options)
-        _write(options.output, model, found)
+        if not options.prepare_only:
+            _write(options.output, model, found)
 
 
 def _measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -75,6 +79,8 @@ def _measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
     for name in names:  # one process each: a large model's memory goes back when it ends
         _say(f"{model}: {name}: files")
         _attempt(rows[name], lambda name=name: _Process(options, "make", model, name).answer())
+    if options.prepare_only:
+        return {}
     processes: dict[str, _Process] = {}
     for name in names:
         if "failed" not in rows[name]:
