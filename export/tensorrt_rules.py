@@ -189,14 +189,14 @@ def _pair(node: ir.Node) -> Iterator[str]:
     if scales.size > 1 and node.op_type == "QuantizeLinear":
         yield "activations have one scale a channel, only one for the tensor is computed fast"
     if stored == INT4:
-        yield from _int4(node, data, scales)
+        yield from _int4(node, data)
 
 
-def _int4(node: ir.Node, data: ir.Value, scales: np.ndarray) -> Iterator[str]:  # type: ignore[type-arg]
-    if array_of(data) is None:
+def _int4(node: ir.Node, data: ir.Value) -> Iterator[str]:
+    if (weight := array_of(data)) is None:
         yield "int4 is for constant weights only"
         return
-    shape = tuple(int(size) for size in data.shape or ())
+    shape = weight.shape
     size = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
     if size not in INT4_BLOCKS:
         yield f"int4 in blocks of {size}, want one of {', '.join(map(str, INT4_BLOCKS))}"

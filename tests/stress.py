@@ -47,6 +47,14 @@ def plant_outliers(model: Clip, magnitude: float = 1400) -> None:
     model.config = config
 
 
+def plant_overflow(tower: ImageTower | TextTower, peak: float = 2e5) -> None:
+    """Raise one tower's residual stream to about `peak`, beyond fp16's 65,504, as SigLIP's is. In place.
+
+    An attention pool reads what the last norm has scaled back, so it stays as it is.
+    """
+    _scale_stream(tower, _power_of_two(peak / max(float(x.abs().max()) for x in streams(tower))))
+
+
 def streams(tower: ImageTower | TextTower) -> list[Tensor]:
     """The residual stream after every block, on inputs made of arithmetic."""
     return _record(tower, tower.blocks)
@@ -112,7 +120,32 @@ def _scale_stream(tower: ImageTower | TextTower, scale: float) -> None:
     for writer in writers:
         if writer is not None:
             writer.mul_(scale)
+    pool = set(tower.head.modules()) if isinstance(tower, ImageTower) and tower.head is not None else set()
     for module in tower.modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm) and module not in pool:
             module.eps *= scale**2
     assert last is not None, "only the norm after the last block takes the scale out again"
+
+
+@torch.no_grad()
+def plant_stream_channel(tower: ImageTower, magnitude: float = 1400) -> None:
+    """Put a constant of `magnitude` into one channel of the residual stream, in place: what all tokens of trained towers carry.
+
+    The function changes (a norm sees the channel), so that what is compared is the new one in two precisions. Norms are
+    raised by what the channel took from them, and do not pass it on.
+
+    Raises:
+        ValueError: the tower has no norm before its blocks, which is where the channel starts.
+    """
+    if tower.norm_pre is None:
+        raise ValueError("want an image tower with a norm before its blocks")
+    before = [float(x.std(dim=-1).mean()) for x in (*streams(tower)[:1], *streams(tower))]
+    channel = tower.config.blocks.width // 2
+    tower.norm_pre.bias[channel] += magnitude
+    after = [float(x.std(dim=-1).mean()) for x in (*streams(tower)[:1], *streams(tower))]
+    norms = [[block.norm1, block.norm2] for block in tower.blocks if isinstance(block, Block)]
+    for pair, was, now in zip([*norms, [tower.norm_post]], before, after, strict=True):
+        for norm in pair:
+            assert norm is not None
+            norm.weight *= now / was
+            norm.weight[channel] = 0

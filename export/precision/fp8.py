@@ -28,7 +28,8 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     assert request.inputs is not None
     prepare(model)
     found = peaks(model, request.inputs, threads=request.threads)
-    reach = {one.name: found.get(str(one.x.name), 0.0) for one in linears(model)}
+    before = {one.name: one for one in linears(model)}  # weights as they are, not as fp16 rounds them
+    reach = {name: found[str(one.x.name)] for name, one in before.items()}
     everything = Request(inputs=request.inputs, threads=request.threads)
     reports = lower(model, everything, FP16)
     layers, missed = linears(model), []
@@ -41,7 +42,7 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
         elif not 0 < reach[one.name] < np.inf:
             missed.append(f"{one.name}: its input was {reach[one.name]} throughout")
         else:
-            _quantise(model, one, reach[one.name], shared)
+            _quantise(model, one, before[one.name].weight, reach[one.name], shared)
     changed = len({node for value in shared.values() for node in value.consumers()})
     return [*reports, PassReport("fp8", changed, tuple(missed))]
 
@@ -60,7 +61,9 @@ def _feeds_another(one: Linear, layers: list[Linear]) -> bool:
     return False
 
 
-def _quantise(model: ir.Model, one: Linear, reach: float, shared: dict[ir.Value, ir.Value]) -> None:
+def _quantise(
+    model: ir.Model, one: Linear, weight: Array, reach: float, shared: dict[ir.Value, ir.Value]
+) -> None:
     graph, dtype = model.graph, one.x.dtype
     assert dtype is not None
     if one.x not in shared:
@@ -71,14 +74,14 @@ def _quantise(model: ir.Model, one: Linear, reach: float, shared: dict[ir.Value,
         up.outputs[0].shape, up.outputs[0].type = one.x.shape, ir.TensorType(dtype)
         graph.insert_before(one.node, [down, up])
         shared[one.x] = up.outputs[0]
-    scale, zero = _scale(graph, f"{one.name}.weight", float(np.abs(one.weight).max()), dtype)
+    scale, zero = _scale(graph, f"{one.name}.weight", float(np.abs(weight).max()), dtype)
     assert scale.const_value is not None
-    stored = constant(graph, f"{one.name}.fp8", as_fp8(one.weight, float(scale.const_value.numpy())))
-    weight = ir.node("DequantizeLinear", [stored, scale, zero])
-    weight.outputs[0].shape, weight.outputs[0].type = stored.shape, ir.TensorType(dtype)
-    graph.insert_before(one.node, weight)
+    stored = constant(graph, f"{one.name}.fp8", as_fp8(weight, float(scale.const_value.numpy())))
+    back = ir.node("DequantizeLinear", [stored, scale, zero])
+    back.outputs[0].shape, back.outputs[0].type = stored.shape, ir.TensorType(dtype)
+    graph.insert_before(one.node, back)
     one.node.replace_input_with(0, shared[one.x])
-    one.node.replace_input_with(1, weight.outputs[0])
+    one.node.replace_input_with(1, back.outputs[0])
     if one.node.op_type == "Gemm":
         one.node.attributes["transB"] = ir.AttrInt64("transB", 0)
 
