@@ -19,7 +19,6 @@ from edgeclip.export.precision import METHODS
 Aim = Literal["speed", "size"]
 # Methods that convert layer by layer; the others find for themselves what must stay in fp32.
 BY_LAYER = {name for name, method in METHODS.items() if method.precision in ("int8", "int4", "fp8")}
-LOOKS = 4  # how often what falls short on the held-out half may leave more layers in float
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,10 @@ class TowerResult:
 
     @property
     def refusals(self) -> list[str]:
-        """One line each."""
-        return [f"{p.base}: {p.name}: {p.reason}" for p in self.points if p.verdict == "refused"]
+        """One line for each float variant and method of which nothing was good enough: the last word on it."""
+        last = {(p.base, p.method): p for p in self.points if p.verdict == "refused"}
+        good = {(p.base, p.method) for p in self.points if p.verdict in ("fits", "chosen", "unproven")}
+        return [f"{p.base}: {p.name}: {p.reason}" for key, p in last.items() if key not in good]
 
     def settle(self, candidate: Candidate, verdict: Verdict, reason: str = "") -> Candidate:
         """Note what became of a graph; its point is there already."""
@@ -140,24 +141,37 @@ class _Trial:
             self.result.settle(whole, "refused", self._out_of_budget(whole.point))
 
     def _conclude(self, candidate: Candidate) -> None:
-        """The held-out half decides; what falls short there leaves more layers in float, a few times."""
-        for look in range(LOOKS):
-            with self.steps(f"held-out half of {self.base.id}, {candidate.point.name}"):
-                candidate = self.bench.finish(candidate)
-            assert candidate.point.held_out is not None
-            if within(self.wish.budgets, candidate.point.held_out):
-                break
-            candidate = self.result.settle(candidate, "refused", self._out_of_budget(candidate.point))
-            more = self.count + max(1, len(self._order(candidate)) // 8)
-            if look == LOOKS - 1 or more >= len(self.order):
-                return
-            candidate = self._measure(more)
-        if reason := self._not_worth_it(candidate.point):
-            self.result.settle(candidate, "refused", reason)
+        """The held-out half decides; where it falls short, more layers are left in float until it does not."""
+        finished: Candidate | None = self._finish(candidate)
+        assert finished is not None
+        if not self._holds(finished):
+            finished = self._mend_held_out(finished)
+        if finished is None:
+            return
+        if reason := self._not_worth_it(finished.point):
+            self.result.settle(finished, "refused", reason)
         elif self.wish.unproven:
-            self.result.unproven.append(self.result.settle(candidate, "unproven"))
+            self.result.unproven.append(self.result.settle(finished, "unproven"))
         else:
-            self.result.fitting.append(self.result.settle(candidate, "fits"))
+            self.result.fitting.append(self.result.settle(finished, "fits"))
+
+    def _finish(self, candidate: Candidate) -> Candidate:
+        with self.steps(f"held-out half of {self.base.id}, {candidate.point.name}"):
+            finished = self.bench.finish(candidate)
+        short = "" if self._holds(finished) else self._out_of_budget(finished.point)
+        return self.result.settle(finished, "refused" if short else "step", short)
+
+    def _holds(self, finished: Candidate) -> bool:
+        held_out = finished.point.held_out
+        return held_out is not None and within(self.wish.budgets, held_out) and self._fits(finished)
+
+    def _mend_held_out(self, short: Candidate) -> Candidate | None:
+        """The held-out half is looked at about log2(groups) times: too seldom for a choice among figures this steady to flatter."""
+        start, order = self.count, self._order(short)
+        found = fewest(
+            len(order) - start, lambda more: self._finish(self._measure(start + more)), self._holds
+        )
+        return found[1] if found else None
 
     def _measure(self, count: int) -> Candidate:
         """With the first `count` groups left in float; its point joins the curve."""
