@@ -104,7 +104,7 @@ def test_folders_are_found_by_their_labels_names(tmp_path: Path) -> None:
     [
         ("fit_pack", "order % 2 == 0, order % 2 == 1", "order % 2 == 1, order % 2 == 0"),
         ("fit_pack", "fitted.thresholds", "None"),
-        ("_figures", "hits / answered", "hits / pictures"),
+        ("_figures", "hits / answered", "hits / (answered + 1)"),
         ("_figures", "(right == i).sum()", "(right == i).mean()"),
     ],
 )
