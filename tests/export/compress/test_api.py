@@ -155,6 +155,32 @@ def test_a_method_that_gives_nonsense_is_a_refusal(
         compress_bundle(tiny, tmp_path / "out", settings=settings(classes))
 
 
+def test_a_tower_that_was_asked_for_must_end_compressed(
+    tiny: Bundle, classes: Path, tmp_path: Path, toy: dict[str, int], speed: Speed
+) -> None:
+    toy["refuse int32"] = 1  # the text tower's inputs
+    with pytest.raises(NothingFits, match="not written. text-fp32: int8: toy"):
+        compress_bundle(tiny, tmp_path / "out", settings=settings(classes, towers=("image", "text")))
+    report = compress_bundle(tiny, tmp_path / "out", settings=settings(classes, towers=()))
+    assert list(report.chosen) == ["image"]
+    assert report.refusals == ["text-fp32: int8: toy: the result is not finite"]
+
+
+def test_a_wide_budget_is_what_verify_holds_it_to(
+    tiny: Bundle, classes: Path, tmp_path: Path, toy: dict[str, int], speed: Speed
+) -> None:
+    toy |= {f"blocks.{i}.mlp.fc{k}.weight": 1 for i in (0, 1) for k in (1, 2)}
+    done = compress_bundle(tiny, tmp_path / "out", settings=settings(classes, "distance=2")).bundle
+    fidelity = done.manifest.variants[0].fidelity
+    assert fidelity is not None
+    assert fidelity.relative_distance > 0.15, "the bound of int8 is not reached: nothing is shown"
+    better = replace(done.manifest.variants[0], fidelity=replace(fidelity, relative_distance=0.01))
+    lying = replace(done, manifest=replace(done.manifest, variants=(better,)))
+    (failed,) = [check for check in verify(lying, threads=1).checks if not check.passed]
+    assert failed.name == "image-int8"
+    assert "relative distance to the golden rows is" in failed.detail
+
+
 @pytest.mark.parametrize("what", ["twice", "nothing to convert"])
 def test_what_changes_nothing_is_refused(
     what: str,
