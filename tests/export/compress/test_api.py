@@ -159,7 +159,7 @@ def test_a_tower_that_was_asked_for_must_end_compressed(
     tiny: Bundle, classes: Path, tmp_path: Path, toy: dict[str, int], speed: Speed
 ) -> None:
     toy["refuse int32"] = 1  # the text tower's inputs
-    with pytest.raises(NothingFits, match="not written. text-fp32: int8: toy"):
+    with pytest.raises(NothingFits, match=r"not written\. text-fp32: int8: toy"):
         compress_bundle(tiny, tmp_path / "out", settings=settings(classes, towers=("image", "text")))
     report = compress_bundle(tiny, tmp_path / "out", settings=settings(classes, towers=()))
     assert list(report.chosen) == ["image"]
