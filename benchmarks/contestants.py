@@ -173,7 +173,8 @@ def _edgeclip(
             model, reports = found.model, [*reports, *found.reports]
         save_graphs([("graph", model)], path, "image")
         (path / "port.json").write_text(json.dumps({"in": asdict(port), "out": asdict(tower.output)}))
-        return {"passes": [asdict(report) for report in reports], "saturates": saturates()}
+        changed = {report.name: report.changed for report in reports if report.changed}
+        return {"passes": changed, "saturates": saturates()}
 
     return build
 
