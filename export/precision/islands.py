@@ -101,7 +101,8 @@ def peaks(model: ir.Model, inputs: Array, *, threads: int | None = None, batch: 
     feed = opened.get_inputs()[0].name
     parts = [opened.run(list(names), {feed: inputs[i : i + batch]}) for i in range(0, len(inputs), batch)]
     found = dict(zip(names.values(), np.array(parts, np.float64).max(axis=0).tolist(), strict=True))
-    found[feed] = float(np.abs(inputs).max())
+    if inputs.dtype == np.float32:
+        found[feed] = float(np.abs(inputs).max())
     for name, value in model.graph.initializers.items():
         if value.dtype == FLOAT and value.const_value is not None and value.const_value.size:
             found[name] = float(np.abs(value.const_value.numpy()).max())
@@ -206,8 +207,8 @@ def trim(nodes: list[str], enough: Callable[[list[str]], bool]) -> list[str]:
 
 
 def distance(a: Array, b: Array) -> float:
-    """`fidelity.relative_distance`; where all rows of a are the same, the mean ||a_i - b_i||."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    """`fidelity.relative_distance`, of outputs of any rank; where all rows of a are the same, the mean ||a_i - b_i||."""
+    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (a, b))
     if len(a) < 2 or np.ptp(a, axis=0).max() < 1e-4:
         return float(np.linalg.norm(a - b, axis=1).mean())
     return relative_distance(a, b)

@@ -171,6 +171,14 @@ def test_what_decides_on_a_place_is_exact(monkeypatch: pytest.MonkeyPatch) -> No
         check(naive(model))
 
 
+def test_large_ids_are_no_large_values() -> None:
+    table = normal(60_000, 4, scale=0.1)
+    model = graph("(int32[N,2] ids) => (float[N,2,4] y) { g = Gather(t, ids) y = Tanh(g) }", t=table)
+    found = half(model, np.array([[59_999, 3], [5, 6]], np.int32))
+    assert found.reports[1].changed == 0
+    assert types(found.model)["Gather_0"] == "FLOAT16"
+
+
 CANCELS = "(float[N,8] x) => (float[N,8] y) { a = Add(x, c) r = Relu(a) b = Sub(r, c) t = MatMul(b, w) y = Tanh(t) }"
 
 
