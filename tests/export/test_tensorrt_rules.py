@@ -71,7 +71,7 @@ def test_every_precision_is_one_graph_for_all_versions_or_says_why_not(method: s
             "11.4": [],
         }
     else:
-        assert found == dict.fromkeys(VERSIONS, [])
+        assert not any(found.values())
 
 
 @pytest.mark.parametrize(
