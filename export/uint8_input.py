@@ -98,17 +98,9 @@ def _fold(graph: ir.Graph, conv: ir.Node, scale: Array, shift: Array) -> None:
     bias = bias + np.einsum("ochw,c->o", weight, shift)
     weight = weight * scale[:, None, None]
     name = str(conv.inputs[1].name).removesuffix(".weight")  # type: ignore[union-attr]
-    inputs = [
-        conv.inputs[0],
-        constant(graph, f"{name}.uint8.weight", weight.astype(np.float32)),
-        constant(graph, f"{name}.uint8.bias", bias.astype(np.float32)),
-    ]
-    folded = ir.node("Conv", inputs, dict(conv.attributes.items()))
-    old, new = conv.outputs[0], folded.outputs[0]
-    new.type, new.shape = old.type, old.shape
-    graph.insert_before(conv, folded)
-    old.replace_all_uses_with(new)
-    graph.remove(conv, safe=True)
+    conv.resize_inputs(3)
+    for i, (part, values) in enumerate((("weight", weight), ("bias", bias)), 1):
+        conv.replace_input_with(i, constant(graph, f"{name}.uint8.{part}", values.astype(np.float32)))
     for value in held:
         del graph.initializers[str(value.name)]
 

@@ -115,6 +115,20 @@ def test_every_weight_is_read_and_there_once(shape: str, kind: str) -> None:
 
 
 @for_every_graph
+def test_nothing_is_computed_that_is_known_at_export(shape: str, kind: str) -> None:
+    """Position embeddings, scales and learned queries are constants; a picture's tokens need no size of the batch."""
+    for name, graph in traced(shape, kind)[1].items():
+        known = {tensor.name for tensor in graph.graph.initializer}
+        for node in graph.graph.node:
+            assert not known.issuperset(filter(None, node.input)), (
+                f"{name}: {node.name} reads constants alone"
+            )
+        if kind == "image" and name == "decomposed":
+            sizes = {"Shape", "Expand", "ConstantOfShape", "Range", "Tile"}
+            assert not sizes & {node.op_type for node in graph.graph.node}
+
+
+@for_every_graph
 def test_a_row_does_not_depend_on_its_mates(shape: str, kind: str) -> None:
     source, towers = traced(shape, kind)
     inputs = PIXELS if kind == "image" else make_ids(8)

@@ -17,9 +17,11 @@ from onnx.reference import ReferenceEvaluator
 from edgeclip.bundle import Axes, Port, Variant
 from edgeclip.errors import InputError
 from edgeclip.export import clip_towers, parity, token_merging
+from edgeclip.export.attention import fuse_attention
 from edgeclip.export.onnx_graph import capture, count, write
+from edgeclip.export.passes import PASSES, store_fp16
 from edgeclip.export.token_merging import Merge, schedule
-from edgeclip.export.towers import tower_of
+from edgeclip.export.towers import TracedTower, tower_of
 from edgeclip.models.clip import ImageTower
 from tests.export.sources import BLOCKS, IMAGE, SHAPES, clip_source, nano_source
 from tests.export.traced import PIXELS, TOLERANCE, assert_rows, opened, wanted
@@ -154,14 +156,38 @@ def test_without_a_merge_it_is_the_plain_tower(shape: str) -> None:
 
 
 @cache
-def exported() -> tuple[Any, Array, dict[str, onnx.ModelProto]]:
+def captured() -> tuple[Any, TracedTower, Array, ir.Model]:
     """SigLIP's shape, which merges in every block and pools by attention, with three tokens merged a block."""
     source = clip_source("siglip")
     tower = tower_of(source, "image", merging=3)
     with torch.no_grad():
         want = tower.module(torch.from_numpy(PIXELS)).numpy()
-    captured = capture(tower)
-    return source, want, {f.attention: ir.to_proto(write(captured, tower, f)[0]) for f in tower.flavours}
+    return source, tower, want, capture(tower)
+
+
+@cache
+def exported() -> tuple[Any, Array, dict[str, onnx.ModelProto]]:
+    source, tower, want, graph = captured()
+    return source, want, {f.attention: ir.to_proto(write(graph, tower, f)[0]) for f in tower.flavours}
+
+
+def test_each_pass_changes_what_it_says_and_no_value() -> None:
+    """One by one, on a graph in which each finds something: within 1e-6, the halved weights within what rounding moves."""
+    model = captured()[3].clone()
+    model.graph.opset_imports[""], model.ir_version = 23, 11
+    changed = {}
+    before = opened(ir.to_proto(model)).run(None, {"pixels": PIXELS})[0]
+    for step in (fuse_attention, *PASSES, store_fp16):
+        report = step(model)
+        after = opened(ir.to_proto(model)).run(None, {"pixels": PIXELS})[0]
+        allowed = 5e-3 if step is store_fp16 else TOLERANCE
+        np.testing.assert_allclose(after, before, rtol=0, atol=allowed, err_msg=report.name)
+        changed[report.name] = report.changed
+        assert report.near_misses == ()
+    assert changed["fuse_attention"] == 3
+    assert changed["gather_rows"] == 8  # tokens and sizes, those that go and those that stay, in two blocks
+    assert changed["remove_unused"] > 0
+    assert changed["store_fp16"] > 0
 
 
 def test_both_flavours_merge_as_pytorch_does_at_every_batch() -> None:
