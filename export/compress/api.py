@@ -157,6 +157,12 @@ def compress_bundle(
     }
     results = [compress_tower(bench, wish, steps) for bench in benches.values()]
     _require(results, settings, output)
+    for candidate in (candidate for result in results for candidate in result.chosen):
+        if candidate.point.latency is not None and not candidate.point.latency.steady:
+            log.warning(
+                "%s: %s: this machine was busy while it was timed; repeat it on an idle one before you quote the ratio",
+                candidate.point.base, candidate.point.latency,
+            )  # fmt: skip
     _require_together(results, benches, settings)
     best = {result.tower: result.chosen[0] for result in results if result.chosen}
     refit = _refit(bundle, benches, best, settings)

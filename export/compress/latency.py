@@ -11,6 +11,7 @@ from statistics import median
 CONFIDENCE = 0.95
 MIN_ROUNDS, MAX_ROUNDS = 9, 60
 SECONDS = 8.0  # of one comparison; a large model gets MIN_ROUNDS however long they take
+WIDE = 1.5  # high / low: other programs took cores
 _WARM = 2  # calls of each that do not count
 
 clock = time.perf_counter
@@ -33,6 +34,11 @@ class Latency:
     def faster(self) -> bool:
         """The interval lies above 1."""
         return self.low > 1
+
+    @property
+    def steady(self) -> bool:
+        """The interval is narrow enough to quote the ratio; on an idle machine it spans 1.1."""
+        return self.high <= WIDE * self.low
 
     def __str__(self) -> str:
         return f"{self.ratio:.2f}x ({self.low:.2f}-{self.high:.2f})"

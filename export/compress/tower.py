@@ -96,7 +96,9 @@ def compress_tower(bench: Bench, wish: Wish, steps: Steps) -> TowerResult:
 def _preference(candidate: Candidate, aim: Aim) -> tuple[bool, float]:
     """Smaller is better. Rows of a dynamically quantised graph depend on their batch mates: it comes after all others."""
     point = candidate.point
-    ratio = point.latency.ratio if point.latency else 0.0
+    ratio = (
+        point.latency.low if point.latency else 0.0
+    )  # what is certain: on a busy machine the median is not
     dynamic = METHODS[point.method].activations == "dynamic"
     return dynamic, point.size_bytes if aim == "size" else -ratio
 

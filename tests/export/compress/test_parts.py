@@ -130,6 +130,8 @@ def test_graphs_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = [calls[i : i + 2] for i in range(4, len(calls), 2)]
     assert rounds[:2] == [["reference", "candidate"], ["candidate", "reference"]]
     assert not Latency(1, 1, 1.0, 1.0, 1.1, 9, 2).faster, "an interval that touches 1 proves nothing"
+    assert Latency(1, 1, 1.9, 1.8, 2.0, 9, 2).steady
+    assert not Latency(1, 1, 9.7, 1.6, 11.5, 9, 2).steady
 
 
 def test_few_layers_are_left_and_those_that_count() -> None:
