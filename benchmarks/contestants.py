@@ -6,7 +6,7 @@ A contestant is a file or folder to make (`make`) and a way to run it (`start`):
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,27 +161,29 @@ def _edgeclip(
         from edgeclip.runtime.cpu import saturates
 
         source = _source_of(folder)
+        spec = source.preprocessing
         (flavour,) = [each for each in FLAVOURS.values() if each.attention == attention]
         tower = tower_of(source, "image", merging=merging)
         model, reports = write(capture(tower), tower, flavour)
         port, calibration = tower.input, np.load(folder / "calibration.npy")
         if uint8:
-            reports.append(take_uint8(source.preprocessing)(model))
-            port, calibration = uint8_port(source.preprocessing), as_bytes(calibration, source.preprocessing)
+            reports.append(take_uint8(spec)(model))
+            port, calibration = uint8_port(spec), as_bytes(calibration, spec.mean, spec.std)
         if method:
             found = convert(model, method, Request(inputs=calibration, saturating=saturates()))
             model, reports = found.model, [*reports, *found.reports]
         save_graphs([("graph", model)], path, "image")
-        (path / "port.json").write_text(json.dumps({"in": asdict(port), "out": asdict(tower.output)}))
+        facts = {"in": asdict(port), "out": asdict(tower.output), "mean": spec.mean, "std": spec.std}
+        (path / "port.json").write_text(json.dumps(facts))
         changed = {report.name: report.changed for report in reports if report.changed}
         return {"passes": changed, "saturates": saturates()}
 
     return build
 
 
-def as_bytes(pixels: Array, spec: Any) -> Array:
+def as_bytes(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """(N, 3, H, W) normalised pixels back to the (N, H, W, 3) uint8 that they were made from."""
-    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (mean, std))
     found: Array = np.rint((pixels * std + mean) * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(found)
 
@@ -198,7 +200,7 @@ def _engine(path: Path, threads: int) -> Start:
     def start(pixels: Array) -> Call:
         slot = engine.slot(1)
         if taken.dtype == "uint8":
-            pixels = as_bytes(pixels, _source_of(path.parent).preprocessing)
+            pixels = as_bytes(pixels, ports["mean"], ports["std"])
         slot.inputs[taken.name][:] = pixels
         return lambda: run(engine, slot)[given.name]
 
