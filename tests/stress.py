@@ -148,4 +148,5 @@ def plant_stream_channel(tower: ImageTower, magnitude: float = 1400) -> None:
         for norm in pair:
             assert norm is not None
             norm.weight *= now / was
+            norm.bias += norm.weight * (magnitude / len(norm.weight) / now)  # what it took from the mean
             norm.weight[channel] = 0

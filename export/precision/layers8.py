@@ -51,8 +51,6 @@ def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chos
         shape = layer.weight.shape if isinstance(layer, Linear) else layer.kernel.shape
         if request.layers is not None and layer.name not in request.layers:
             left[node] = "not asked for"
-        elif min(shape[:2]) < NARROW:
-            left[node] = f"its weight is {shape}, below {NARROW} nothing is gained"
         elif request.layers is None and node in last:
             left[node] = "the last layer, whose rounding errors would be the embedding's own"
         elif (
@@ -61,6 +59,8 @@ def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chos
             left[node] = "the first layer, which reads pixels"
         elif layer.x.producer() is None:
             left[node] = "it reads the graph's input"
+        elif min(shape[:2]) < NARROW:
+            left[node] = f"its weight is {shape}, below {NARROW} nothing is gained"
     missed = tuple(f"{layers[node].name}: {reason}" for node, reason in left.items())
     report = PassReport("int8", len(layers) - len(left), missed)
     return Chosen(
