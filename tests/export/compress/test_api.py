@@ -230,6 +230,7 @@ def test_the_held_out_half_has_the_last_word(
     enough = 2
     report = compress_bundle(tiny, tmp_path / "out", settings=settings(classes))
     assert len(report.chosen["image"].left) == 2
+    assert report.refusals == [], "what was mended is no refusal"
     verdicts = [p.verdict for p in report.points]
     assert verdicts[0] == "reference"
     assert set(verdicts[1:]) == {"refused", "step", "chosen"} or set(verdicts[1:]) == {"refused", "chosen"}
