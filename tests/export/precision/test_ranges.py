@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,10 +9,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeclip.export.observe import session
 from edgeclip.export.precision import ranges
 from edgeclip.export.precision.ranges import RANGES, ByteRange, Seen, byte_range, see
-from tests.export.traced import PIXELS, traced
 from tests.mutants import broken
 
 RANDOM = np.random.default_rng(7)
@@ -64,35 +60,36 @@ def test_least_squares_find_what_trying_everything_finds(kind: str) -> None:
             for a in np.linspace(0.3, 1, 15)
             for b in np.linspace(0.3, 1, 15)
         ]
-        assert found <= 1.2 * min(tried)  # rounding is taken as even noise, which values near 0 are not
-        assert found <= 1.001 * error(byte_range(seen(rows), "min-max", kind), rows)
-        assert found <= 1.001 * error(byte_range(seen(rows), "percentile", kind), rows)
+        assert found <= 1.1 * min(tried)
+        assert found <= 1.02 * error(byte_range(seen(rows), "min-max", kind), rows)
+        assert found <= 1.02 * error(byte_range(seen(rows), "percentile", kind), rows)
 
 
 def test_a_search_that_forgets_what_it_clips_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = error(byte_range(seen(TAILED), "mse", "uint8"), TAILED)
     mutant = broken(ranges._mse, "clipped + inside", "inside")
     monkeypatch.setattr(ranges, "RANGES", {**RANGES, "mse": mutant})
-    assert error(byte_range(seen(TAILED), "mse", "uint8"), TAILED) > 2 * error(
-        byte_range(seen(TAILED), "min-max", "uint8"), TAILED
-    )
+    assert error(byte_range(seen(TAILED), "mse", "uint8"), TAILED) > 1.05 * right
 
 
 def test_what_is_seen_is_what_the_graph_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ir.from_proto(traced("openai", "image")[1]["decomposed"])
-    node = next(node for node in model.graph if node.op_type == "Sigmoid")
-    name = str(node.outputs[0].name)
-    value: Any = next(output for output in node.outputs)
-    model.graph.outputs.append(value)
-    whole = session(model).run([name], {"pixels": PIXELS})[0]
-    model.graph.outputs.pop()
+    inputs = RANDOM.normal(size=(9, 17, 24)).astype(np.float32)
+    nodes = [helper.make_node("Sigmoid", ["x"], ["inner"]), helper.make_node("Neg", ["inner"], ["y"])]
+    ports = [helper.make_tensor_value_info(name, 1, ["N", 17, 24]) for name in "xy"]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "one", ports[:1], ports[1:]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    model, whole = ir.from_proto(proto), 1 / (1 + np.exp(-inputs))
     flat = whole.reshape(-1, whole.shape[-1])
     for most in (1024, 30):
         monkeypatch.setattr(ranges, "_ROWS", most)
-        found = see(model, {name: -1}, PIXELS)[name]
-        np.testing.assert_allclose(found.low, flat.min(axis=0), rtol=1e-6)
-        np.testing.assert_allclose(found.high, flat.max(axis=0), rtol=1e-6)
+        found = see(model, {"inner": -1}, inputs)["inner"]
+        np.testing.assert_allclose(found.low, flat.min(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(found.high, flat.max(axis=0), rtol=1e-5)
         assert len(found.rows) == min(most, len(flat))
-        again = see(model, {name: -1}, PIXELS)[name]
+        again = see(model, {"inner": -1}, inputs)["inner"]
         np.testing.assert_array_equal(found.rows, again.rows)  # drawn alike every time
         nearest = np.abs(found.rows[:, None] - flat[None]).max(axis=2).argmin(axis=1)
-        assert len(set(nearest // (len(flat) // len(PIXELS)))) == len(PIXELS)  # of every picture
+        assert len(set(nearest // 17)) == 9  # of every picture
