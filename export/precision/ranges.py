@@ -133,12 +133,12 @@ def _mse(seen: Seen, kind: str) -> tuple[float, float]:
     row, column = np.unravel_index(int(error.argmin()), error.shape)
     # Rounding counts as even noise above, which it is not where most values lie at one place, as behind a GELU.
     found = float(lows[row, 0]), float(highs[column, 0])
-    return min((found, (float(low), float(high))), key=lambda ends: _error(middles, counts, *ends, kind))
+    return min((found, (float(low), float(high))), key=lambda ends: _error(middles, counts, ends, kind))
 
 
-def _error(values: Array, counts: Array, low: float, high: float, kind: str) -> float:
+def _error(values: Array, counts: Array, ends: tuple[float, float], kind: str) -> float:
     """Sum of squares of what rounding takes from values that come up so often."""
-    return float(counts @ (_fit(low, high, kind).rounded(values) - values) ** 2)
+    return float(counts @ (_fit(*ends, kind).rounded(values) - values) ** 2)
 
 
 RANGES: Mapping[str, Callable[[Seen, str], tuple[float, float]]] = {
