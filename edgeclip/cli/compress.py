@@ -134,15 +134,15 @@ def command(
         try:
             report = compress_bundle(open_bundle(bundle), output, settings=settings, tell=tell)
         except NothingFits as refused:
-            _show(refused.points, settings.budgets[0], picture, as_json)
+            show_curve(refused.points, settings.budgets[0], picture, as_json)
             if as_json:
                 emit({"error": str(refused), "curve": [point.to_dict() for point in refused.points]})
             raise
-    _show(report.points, settings.budgets[0], picture, as_json)
+    show_curve(report.points, settings.budgets[0], picture, as_json)
     if as_json:
         emit(report.to_dict())
     else:
-        _print(report)
+        print_report(report)
 
 
 def _measure_only(bundle: Bundle, threads: int | None, as_json: bool) -> None:
@@ -163,7 +163,7 @@ def _measure_only(bundle: Bundle, threads: int | None, as_json: bool) -> None:
     console().print(f"{target.device}, {target.threads} threads, onnxruntime {target.onnxruntime}")
 
 
-def _show(points: Sequence[Point], budget: Budget, picture: Path | None, as_json: bool) -> None:
+def show_curve(points: Sequence[Point], budget: Budget, picture: Path | None, as_json: bool) -> None:
     """The trade-off curve, as a table and as a picture."""
     from edgeclip.export.compress.curve import COLUMNS
     from edgeclip.export.compress.picture import draw
@@ -181,7 +181,8 @@ def _show(points: Sequence[Point], budget: Budget, picture: Path | None, as_json
     console().print(table)
 
 
-def _print(report: CompressReport) -> None:
+def print_report(report: CompressReport) -> None:
+    """What was refused, chosen and fitted, one line each."""
     screen = console()
     for line in report.refusals:
         say(f"refused: {line}")

@@ -20,6 +20,7 @@ Examples:
   edgeclip export ./my-checkpoint -o mine --target portable --store fp16
   edgeclip export ./my-checkpoint -o mine --uint8 --token-merging 8 --token-merging 16
   edgeclip export ./my-checkpoint -o wide --resolution 256x320
+  edgeclip export ./my-checkpoint -o mine --images photos/ --precision int8 --budget cosine=0.999
   edgeclip export ./my-checkpoint -o mine --json > report.json
 """
 
@@ -61,6 +62,14 @@ Examples:
     "--resolution", metavar="SIZE",
     help="Picture size: 256, or 256x320 (height first). Position embeddings are resampled. Default: the source's own.",
 )  # fmt: skip
+@click.option(
+    "--precision", "methods", multiple=True,
+    help="Compress too: int8, int8-dynamic, fp16, bf16, fp8, int4; may be repeated. As `edgeclip compress`, with --images and --texts.",
+)  # fmt: skip
+@click.option(
+    "--budget", "budgets", multiple=True,
+    help="What compressing may lose: cosine=0.999, distance=0.05, top1=-0.3 or recall=-0.5. Default: distance=0.10.",
+)  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Vocabulary file to use instead of the source's own."
@@ -81,6 +90,8 @@ def command(
     uint8: bool,
     token_merging: tuple[int, ...],
     resolution: str | None,
+    methods: tuple[str, ...],
+    budgets: tuple[str, ...],
     revision: str | None,
     tokenizer: Path | None,
     allow_pickle: bool,
@@ -92,10 +103,14 @@ def command(
     """Turn a trained model into a verified bundle.
 
     SPEC is hf:ORG/NAME, openclip:ARCH/TAG, a local checkpoint folder, or nano. Exit code 1 when the result does not agree
-    with its source; then nothing is left at the output.
+    with its source, or a --precision is out of budget or not faster; then nothing is left at the output.
     """
     need_export_extra()
+    from edgeclip.cli.compress import print_report, show_curve
     from edgeclip.export.api import ExportSettings, export_bundle
+    from edgeclip.export.compress.api import CompressSettings, check_methods
+    from edgeclip.export.compress.budget import parse_budgets
+    from edgeclip.export.compress.together import export_compressed
     from edgeclip.export.resolution import parse_size
     from edgeclip.export.targets import flavours_for
     from edgeclip.models.sources import load_source
@@ -116,6 +131,12 @@ def command(
         keep_failed,
         revision,
     )
+    smaller = None
+    if methods or budgets:
+        smaller = CompressSettings(
+            budgets=parse_budgets(budgets), methods=methods, images=images, texts=texts, threads=threads, overwrite=overwrite
+        )  # fmt: skip
+        check_methods(methods)
     screen = notes()
     with screen.status(f"load {spec}") as status:
 
@@ -125,11 +146,19 @@ def command(
                 screen.print(f"{seconds:6.1f} s  {step}")
 
         source = load_source(spec, revision=revision, allow_pickle=allow_pickle, tokenizer=tokenizer)
-        report = export_bundle(source, output, settings=settings, tell=tell)
+        if smaller is None:
+            report, compressed = export_bundle(source, output, settings=settings, tell=tell), None
+        else:
+            report, compressed = export_compressed(
+                source, output, settings=settings, compress=smaller, tell=tell
+            )
     if as_json:
-        emit(report.to_dict())
-    else:
-        _print(report)
+        emit({**report.to_dict(), **({"compress": compressed.to_dict()} if compressed else {})})
+        return
+    if compressed:
+        show_curve(compressed.points, compressed.budgets[0], None, as_json)
+        print_report(compressed)
+    _print(report)
 
 
 def _print(report: ExportReport) -> None:

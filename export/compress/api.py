@@ -217,15 +217,25 @@ def _refit(
     return refit_scores(benches["image"].judge, rows, bundle.manifest)
 
 
-def _check(bundle: Bundle, output: Path, settings: CompressSettings) -> None:
-    """What would fail after minutes of work."""
-    if output.exists() and not settings.overwrite:
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise InputError for a precision that does not exist."""
+    for method in methods:
+        if method not in METHODS:
+            raise InputError(f"--precision {method}: unknown. Choose from {', '.join(METHODS)}.")
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise InputError for an output that is there and may not be replaced."""
+    if output.exists() and not overwrite:
         raise InputError(
             f"{output}: already exists. Choose another place, or pass --overwrite to replace it."
         )
-    for method in settings.methods:
-        if method not in METHODS:
-            raise InputError(f"--precision {method}: unknown. Choose from {', '.join(METHODS)}.")
+
+
+def _check(bundle: Bundle, output: Path, settings: CompressSettings) -> None:
+    """What would fail after minutes of work."""
+    check_output(output, settings.overwrite)
+    check_methods(settings.methods)
     if settings.unproven and not settings.methods:
         raise InputError("--unproven: name what is to be written without proof, e.g. --precision fp8.")
     for tower in settings.towers:
