@@ -34,10 +34,10 @@ def schedule(tokens: int, prefix: int, blocks: int, r: int) -> list[int]:
 def image_tower(tower: ImageTower, r: int) -> tuple[nn.Module, dict[str, int]]:
     """-> (pixels (N, 3, H, W) -> (N, D), expected operators). `r`: tokens merged away in each block."""
     traceable = _MergingImage(tower, r)
-    merges = sum(isinstance(module, Merge) for module in traceable.modules())
+    sorts = sum(1 + module.some_stay for module in traceable.modules() if isinstance(module, Merge))
     means = int(tower.config.pool == "attentional_avg")
     counts = expected(traceable, tower.config.blocks.layers)
-    return traceable, {**counts, "ReduceMean": means, "TopK": 2 * merges}
+    return traceable, {**counts, "ReduceMean": means, "TopK": sorts}
 
 
 class Merge(nn.Module):
@@ -46,6 +46,7 @@ class Merge(nn.Module):
     def __init__(self, tokens: int, r: int, prefix: int) -> None:
         super().__init__()
         self.r, self.prefix = r, prefix
+        self.some_stay = len(range(2 * prefix, tokens, 2)) > r  # of the proposers
         self.acceptors = nn.Buffer(torch.arange(len(range(1, tokens, 2)))[:, None])  # (B, 1)
 
     def forward(self, x: Tensor, size: Tensor | None, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,23 +64,25 @@ class Merge(nn.Module):
         x, size = self._joined(x * size, going, staying, target), self._joined(size, going, staying, target)
         return x / size, size
 
-    def _pairs(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, r) proposers that go, (N, A - r) those that stay in their order, and (N, B, r): 1 where an acceptor gets one."""
+    def _pairs(self, keys: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(N, r) proposers that go, (N, A - r) those that stay in their order (None: all go), and (N, B, r): 1 where an acceptor gets one."""
         norms = torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
         unit = keys / norms.clamp_min(_SMALLEST_NORM)
         alike = unit[:, 2 * self.prefix :: 2] @ unit[:, 1::2].transpose(1, 2)  # (N, A, B)
         order = alike.amax(dim=-1).topk(alike.shape[1]).indices
         going = order[:, : self.r]
-        # float holds every index below 2**24, and not every engine sorts integers
-        staying = -(-order[:, self.r :].float()).topk(alike.shape[1] - self.r).values
+        staying = None
+        if self.some_stay:  # float holds every index below 2**24, and not every engine sorts integers
+            staying = (-(-order[:, self.r :].float()).topk(alike.shape[1] - self.r).values).long()
         chosen = torch.gather(alike.argmax(dim=-1), 1, going)  # (N, r)
-        return going, staying.long(), (chosen[:, None, :] == self.acceptors).float()
+        return going, staying, (chosen[:, None, :] == self.acceptors).float()
 
-    def _joined(self, x: Tensor, going: Tensor, staying: Tensor, target: Tensor) -> Tensor:
+    def _joined(self, x: Tensor, going: Tensor, staying: Tensor | None, target: Tensor) -> Tensor:
         """(N, T, C) sums -> (N, T - r, C)."""
         proposers = x[:, 2 * self.prefix :: 2]
         accepted = x[:, 1::2] + target @ _rows(proposers, going)  # a product: no engine lacks it
-        return torch.cat([x[:, : self.prefix], _rows(proposers, staying), accepted], dim=1)
+        stay = [] if staying is None else [_rows(proposers, staying)]
+        return torch.cat([x[:, : self.prefix], *stay, accepted], dim=1)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

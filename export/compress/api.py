@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import CheckFailed, InputError
 from edgeclip.export.compress.bench import Bench, Candidate, axes_of, computes_in_fp32, reference_rows
 from edgeclip.export.compress.budget import Budget, parse_budgets
@@ -26,7 +26,7 @@ from edgeclip.export.compress.scores import Refit, refit_scores
 from edgeclip.export.compress.target import Target, read_report, this_machine
 from edgeclip.export.compress.tower import Aim, Steps, TowerResult, Wish, compress_tower
 from edgeclip.export.derive import NewVariant, derive_bundle
-from edgeclip.export.precision import METHODS
+from edgeclip.export.precision import METHODS, Method
 
 log = logging.getLogger(__name__)
 
@@ -200,9 +200,19 @@ def _variant(bench: Bench, candidate: Candidate, target: Target, refit: Refit | 
         proven=(target.engine,) if proven else (),
         scores=fitted if base.tower == "image" else None,
         # what onnxruntime's CPU has no kernels for was judged with its roundings written out
-        requires={**base.requires, "engine": "gpu"} if not candidate.opens else base.requires,
+        requires=_requires(base, METHODS[point.method], candidate.opens),
     )
     return NewVariant(variant, candidate.model)
+
+
+def _requires(base: Variant, method: Method, opens: bool) -> dict[str, str]:
+    """What the new graph needs of the program that opens it: of two releases of onnxruntime the later."""
+    oldest = max(
+        base.requires.get("onnxruntime", "0"),
+        method.onnxruntime,
+        key=lambda text: [*map(int, text.split("."))],
+    )
+    return {**base.requires, "onnxruntime": oldest, **({} if opens else {"engine": "gpu"})}
 
 
 def _refit(

@@ -33,6 +33,7 @@ class Method:
     module: str
     calibrated: bool  # needs Request.inputs
     opset: int  # the lowest that has its operators and types; a graph below it is raised
+    onnxruntime: str = "1.23"  # the oldest that was seen to run it
 
 
 METHODS: Mapping[str, Method] = {
@@ -40,7 +41,7 @@ METHODS: Mapping[str, Method] = {
     "bf16": Method("bf16", "float", "edgeclip.export.precision.bf16", True, 18),
     "int8": Method("int8", "static", "edgeclip.export.precision.int8_static", True, 18),
     "int8-dynamic": Method("int8", "dynamic", "edgeclip.export.precision.int8_dynamic", False, 18),
-    "fp8": Method("fp8", "static", "edgeclip.export.precision.fp8", True, 20),
+    "fp8": Method("fp8", "static", "edgeclip.export.precision.fp8", True, 20, "1.32"),
     "int4": Method("int4", "float", "edgeclip.export.precision.int4", False, 21),
 }
 
@@ -51,9 +52,7 @@ class Request:
 
     inputs: NDArray[Any] | None = None  # (N, ...) calibration inputs of the graph
     layers: frozenset[str] | None = None  # names (linears.Linear.name) to convert; None: all that it can
-    saturating: bool = (
-        True  # products of unsigned and signed bytes may saturate on the target, see runtime/cpu.py
-    )
+    saturating: bool = True  # products of unsigned and signed bytes may on the target, see runtime/cpu.py
     ranges: Ranges = "mse"  # how a scale follows from what was observed
     # SmoothQuant's alpha, how much of the activations' spread moves into the weights: None: searched layer by layer; 0: none
     smoothing: float | None = None

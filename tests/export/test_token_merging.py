@@ -202,6 +202,14 @@ def test_both_flavours_merge_as_pytorch_does_at_every_batch() -> None:
         assert "ScatterElements" not in counts
 
 
+def test_a_block_may_merge_every_proposer_away() -> None:
+    tower = tower_of(clip_source("openai"), "image", ("decomposed",), merging=99)
+    with torch.no_grad():
+        want = tower.module(torch.from_numpy(PIXELS)).numpy()
+    graph = ir.to_proto(write(capture(tower), tower, tower.flavours[0])[0])
+    assert_rows(opened(graph), PIXELS, want, "half of the patches a block")
+
+
 def test_another_engine_merges_the_same() -> None:
     _, want, graphs = exported()
     (found,) = ReferenceEvaluator(graphs["decomposed"]).run(None, {"pixels": PIXELS[:2]})

@@ -403,6 +403,8 @@ def test_precisions_of_other_machines_are_judged_and_written(
     assert lost["fp32"] < 1e-5 < lost["fp16"] < 2e-3 < lost["bf16"] < lost["fp8"] < lost["int4"] < 0.5
     # onnxruntime's CPU has hardly a bf16 kernel; its figures come from a graph with the roundings written out
     assert variants["bf16"].requires["engine"] == "gpu"
+    assert variants["fp8"].requires["onnxruntime"] == "1.32"  # 1.23 moves a Transpose onto fp8, and stops
+    assert variants["int4"].requires["onnxruntime"] == "1.23"
     assert verify(bundle, threads=1).to_dict()["passed"]
     with edgeclip.load(tmp_path / "out", threads=1) as model:
         model.embed_images(np.zeros((32, 32, 3), np.uint8))
