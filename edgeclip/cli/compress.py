@@ -187,7 +187,8 @@ def print_report(report: CompressReport) -> None:
     for line in report.refusals:
         say(f"refused: {line}")
     for tower, point in report.chosen.items():
-        kept = f", {len(point.left)} layers left in float" if point.left else ""
+        left = len(point.left)
+        kept = f", {left} layer{'s' * (left > 1)} left in float" if left else ""
         moved = point.batch_change or 0.0
         rows = f"; rows move by {moved:.4f} of a distance with their batch" if moved > STEADY else ""
         screen.print(f"{tower}: {point.method}{kept}, {point.latency or 'speed not measured'}{rows}")

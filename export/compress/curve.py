@@ -44,7 +44,7 @@ class Point:
         return (
             self.base,
             self.name,
-            f"{self.size_bytes / 1e6:.1f}",
+            f"{self.size_bytes / 1e6:.1f}" if self.size_bytes else "-",
             f"{latency.ms:.2f}" if latency else "-",
             str(latency) if latency else "-",
             f"{figures.distance:.4f}" if figures else "-",
