@@ -66,7 +66,9 @@ def _checked(vectors: Mapping[Kind, Array]) -> dict[Kind, Vectors]:
     for kind, found in sorted(vectors.items()):  # pictures first: they are what is stored
         rows[kind] = check_vectors(found, dim, f"{kind} vectors")
         if len(found) < (least := MIN_VECTORS[kind]):
-            raise InputError(f"{kind} vectors: expected at least {least} to fit codecs to, got {len(found)}. Pass more.")
+            raise InputError(
+                f"{kind} vectors: expected at least {least} to fit codecs to, got {len(found)}. Pass more."
+            )
     return rows
 
 
