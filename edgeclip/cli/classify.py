@@ -67,6 +67,7 @@ def command(
     bundle: str,
     engine: str | None,
     threads: int | None,
+    variants: tuple[str, ...],
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -84,7 +85,7 @@ def command(
     wanted = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label) if given else None
     paths, failures = find_pictures(pictures, as_json)
     rows: list[tuple[str, Classification]] = []
-    with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+    with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
         if wanted is None and not model.labels:
             parse_labels(None, ())  # says how to pass them
         results = model.classify_each(

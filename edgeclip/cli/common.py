@@ -25,8 +25,15 @@ PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 
 def model_options(command: F) -> F:
-    """`-b/--bundle`, `--engine` and `--threads`: which model runs, on what."""
+    """`-b/--bundle`, `--variant`, `--engine` and `--threads`: which model runs, on what."""
     for option in (
+        click.option(
+            "--variant",
+            "variants",
+            multiple=True,
+            metavar="ID",
+            help="Graph to run, as `edgeclip inspect` lists them; one for each tower. Default: the first that opens.",
+        ),  # fmt: skip
         click.option(
             "--threads",
             type=click.IntRange(min=1),

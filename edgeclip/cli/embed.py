@@ -66,6 +66,7 @@ def command(
     bundle: str,
     engine: str | None,
     threads: int | None,
+    variants: tuple[str, ...],
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -88,7 +89,7 @@ def command(
         items, failures = find_pictures(pictures, as_json)
     names: list[str] = []
     rows: list[Array] = []
-    with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+    with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
         coded = model.codecs.codec(codec, "text" if text else "image") if codec else None
         vectors: Iterable[Vectors | edgeclip.EdgeClipError] = (
             model.embed_texts(text) if text else model.embed_each(items, batch_size=batch_size)

@@ -73,13 +73,14 @@ def make(
     bundle: str,
     engine: str | None,
     threads: int | None,
+    variants: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Embed labels once, into a small file bound to this model."""
     import edgeclip
 
     wanted = parse_labels(labels, label)
-    with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+    with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
         pack = model.make_labels(wanted, templates=template or None)
     pack.save(output)
     record = {
@@ -146,6 +147,7 @@ def fit(
     bundle: str,
     engine: str | None,
     threads: int | None,
+    variants: tuple[str, ...],
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -164,7 +166,7 @@ def fit(
     paths, failures = find_pictures([str(place) for place in places.values()], False)
     number = {place: i for i, place in places.items()}
     rows, right = [], []
-    with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+    with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
         for path, row in answers(paths, full_scores(model, opened, paths), failures, "scores", False):
             rows.append(row)
             right.append(next(number[parent] for parent in Path(path).parents if parent in number))

@@ -43,6 +43,7 @@ def command(
     bundle: str,
     engine: str | None,
     threads: int | None,
+    variants: tuple[str, ...],
     strict: bool,
     as_json: bool,
 ) -> int:
@@ -56,7 +57,7 @@ def command(
 
     paths, failures = find_pictures([folder], as_json)
     found, rows = [], []
-    with edgeclip.load(bundle, engine=engine, threads=threads) as model:
+    with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
         wanted = model.embed_texts(query)
         for path, vector in answers(paths, model.embed_each(paths), failures, "embed", as_json):
             found.append(path)
