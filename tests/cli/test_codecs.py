@@ -109,8 +109,8 @@ def test_refusals(edgeclip: Edgeclip, sealed: Path, photos: Path, tmp_path: Path
 
     assert refused() == "edgeclip: Pass either --images or --vectors. See `edgeclip codecs --help`."
     few = "edgeclip: image vectors: expected at least 64 to fit codecs to, got "
-    assert refused("--images", photos) == f"{few}3."
-    assert refused("--images", tmp_path / "absent") == f"{few}0."
+    assert refused("--images", photos) == f"{few}3. Pass more."
+    assert refused("--images", tmp_path / "absent") == f"{few}0. Pass more."
     rows = np.eye(DIM, dtype=np.float32)[np.arange(100) % DIM]
     file = tmp_path / "v.npz"
     for content, message in (
