@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -17,14 +18,20 @@ APART = ("test_families.py",)
 TRACED = ("test_towers.py", "test_graph_rules.py", "test_floor.py")  # share tests/export/traced.py
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups, in the same hook
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
     """Without -m, leave the slow tiers out; say which tests belong in one process."""
     for item in items:
         if item.path.name not in APART:
-            group = "traced" if item.path.name in TRACED else str(item.path)
+            group = (
+                "traced" if item.path.name in TRACED else item.path.relative_to(config.rootpath).as_posix()
+            )
             item.add_marker(pytest.mark.xdist_group(group))
     if not config.getoption("-m"):
         kept = [item for item in items if not any(item.get_closest_marker(name) for name in SLOW)]
         if len(kept) < len(items):
             config.hook.pytest_deselected(items=[item for item in items if item not in kept])
             items[:] = kept
+    return (yield)
