@@ -38,6 +38,9 @@ def start(arguments: list[object]) -> tuple[subprocess.Popen[str], int]:
         stderr=theirs,
         text=True,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "300"},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
     )
     os.close(theirs)
     return process, ours
