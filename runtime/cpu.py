@@ -8,6 +8,7 @@ FLAGS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+BYTE_SUMS = "byte_sums"  # key of Variant.requires; "wide": its bytes would saturate where `saturates` says so
 # Products of bytes are summed in 32 bits. Without one of these, AVX2 and AVX-512 sum pairs of them in 16 bits and saturate.
 _WIDE_SUMS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimd"}
 

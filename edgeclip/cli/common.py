@@ -33,7 +33,7 @@ def model_options(command: F) -> F:
             multiple=True,
             metavar="ID",
             help="Graph to run, as `edgeclip inspect` lists them; one for each tower. Default: the first that opens.",
-        ),  # fmt: skip
+        ),
         click.option(
             "--threads",
             type=click.IntRange(min=1),

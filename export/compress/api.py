@@ -27,6 +27,7 @@ from edgeclip.export.compress.target import Target, read_report, this_machine
 from edgeclip.export.compress.tower import Aim, Steps, TowerResult, Wish, compress_tower
 from edgeclip.export.derive import NewVariant, derive_bundle
 from edgeclip.export.precision import METHODS, Method
+from edgeclip.runtime.cpu import BYTE_SUMS
 
 log = logging.getLogger(__name__)
 
@@ -200,19 +201,22 @@ def _variant(bench: Bench, candidate: Candidate, target: Target, refit: Refit | 
         proven=(target.engine,) if proven else (),
         scores=fitted if base.tower == "image" else None,
         # what onnxruntime's CPU has no kernels for was judged with its roundings written out
-        requires=_requires(base, METHODS[point.method], candidate.opens),
+        requires=_requires(base, METHODS[point.method], candidate.opens, target.saturating),
     )
     return NewVariant(variant, candidate.model)
 
 
-def _requires(base: Variant, method: Method, opens: bool) -> dict[str, str]:
-    """What the new graph needs of the program that opens it: of two releases of onnxruntime the later."""
+def _requires(base: Variant, method: Method, opens: bool, saturating: bool) -> dict[str, str]:
+    """What the new graph needs where it is opened: of two releases of onnxruntime the later, and sums that its bytes fit."""
     oldest = max(
         base.requires.get("onnxruntime", "0"),
         method.onnxruntime,
         key=lambda text: [*map(int, text.split("."))],
     )
-    return {**base.requires, "onnxruntime": oldest, **({} if opens else {"engine": "gpu"})}
+    found = {**base.requires, "onnxruntime": oldest}
+    if method.precision == "int8" and not saturating:
+        found[BYTE_SUMS] = "wide"
+    return found if opens else {**found, "engine": "gpu"}
 
 
 def _refit(

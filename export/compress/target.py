@@ -43,8 +43,8 @@ class Target:
 
     @property
     def saturating(self) -> bool:
-        """Whether products of bytes may saturate there."""
-        return saturates(self.flags)
+        """Whether products of bytes may saturate there, or here, where fidelity is measured."""
+        return saturates(self.flags) or saturates()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: a device report."""

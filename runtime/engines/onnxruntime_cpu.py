@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError
+from edgeclip.runtime.cpu import BYTE_SUMS, saturates
 from edgeclip.runtime.engines.onnxruntime_session import first_line, open_session
 from edgeclip.runtime.engines.seam import EngineOptions, Slot, allocate
 from edgeclip.runtime.threads import usable_cores
@@ -18,6 +19,11 @@ PROVIDER = "CPUExecutionProvider"
 
 def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRuntimeCpu:
     """Open a graph. Raises EngineError, or MissingExtraError without onnxruntime."""
+    if variant.requires.get(BYTE_SUMS) == "wide" and saturates():
+        raise EngineError(
+            f"{variant.id}: its bytes were made for processors that sum their products in 32 bits (VNNI); here they would "
+            "saturate. Compress the bundle for this processor."
+        )
     threads = options.threads or usable_cores()
     session = open_session(path, variant, options, PROVIDER, {}, threads, install="cpu")
     return OnnxRuntimeCpu(session, variant, threads)

@@ -57,6 +57,20 @@ def test_what_was_proven_elsewhere_comes_last(proven: Sequence[str], first: bool
     assert (opened(with_image(twice, proven=tuple(proven))) == "image-int8") is first
 
 
+@pytest.mark.parametrize("flags", [("avx2",), ("avx2", "avx_vnni"), ("avx512f",), ("asimd",)])
+def test_bytes_that_would_saturate_are_not_opened(
+    flags: tuple[str, ...], twice: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that was compressed where sums are wide, on another processor: the next variant runs instead."""
+    monkeypatch.setattr("edgeclip.runtime.cpu.cpu_flags", lambda: flags)
+    wide = with_image(twice, requires={"byte_sums": "wide"})
+    safe = set(flags) & {"avx_vnni", "asimd"}
+    assert (opened(wide) == "image-int8") == bool(safe)
+    if not safe:
+        with pytest.raises(edgeclip.EngineError, match=r"image-int8: its bytes .* would saturate\. Compress"):
+            opened(wide, variants=["image-int8"])
+
+
 def test_scores_follow_from_the_variant_that_runs(twice: Bundle) -> None:
     fitted = with_image(twice, scores=Scores(3.0, 0.5))
     labels = ["a cat", "a dog", "a house"]

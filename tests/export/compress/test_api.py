@@ -284,7 +284,7 @@ def test_both_towers_together_keep_the_top1_budget(
 
 
 def test_a_device_report_decides_in_place_of_this_machine(
-    tiny: Bundle, classes: Path, tmp_path: Path, toy: Any, speed: Speed
+    tiny: Bundle, classes: Path, tmp_path: Path, toy: Any, speed: Speed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = compress_bundle(tiny, tmp_path / "first", settings=settings(classes)).bundle
     path = tmp_path / "device.json"
@@ -307,8 +307,15 @@ def test_a_device_report_decides_in_place_of_this_machine(
     done = compress_bundle(tiny, tmp_path / "out", settings=asked)
     assert done.chosen["image"].latency is not None
     assert done.chosen["image"].latency.device == "a board"
-    assert done.evidence()["saturating"] is False
-    assert toy_method.asked[-1].saturating is False, "wide sums there, whatever this machine has"
+    for here, saturating in ((("avx2",), True), (("avx2", "avx_vnni"), False)):  # fidelity is measured here
+        monkeypatch.setattr("edgeclip.runtime.cpu.cpu_flags", lambda flags=here: flags)
+        again = compress_bundle(tiny, tmp_path / here[-1], settings=asked)
+        assert again.evidence()["saturating"] is toy_method.asked[-1].saturating is saturating
+        made = again.bundle.manifest.variants[0]
+        assert made.requires.get("byte_sums") == (None if saturating else "wide")
+        monkeypatch.setattr("edgeclip.runtime.cpu.cpu_flags", lambda: ("avx2",))
+        checks = {check.name: check.detail for check in verify(again.bundle, threads=1).checks}
+        assert ("not run here" in checks[made.id]) is not saturating
     assert done.evidence()["target"]["device"] == "a board"
 
 
