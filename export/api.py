@@ -11,9 +11,8 @@ import logging
 import math
 import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +39,7 @@ from edgeclip.export.samples import (
     pixels_of,
     texts_in,
 )
+from edgeclip.export.steps import Steps
 from edgeclip.export.targets import flavours_for
 from edgeclip.export.towers import towers_of
 from edgeclip.export.variants import Made, check_wishes, write_tower
@@ -95,23 +95,6 @@ class ExportReport:
         }
 
 
-@dataclass
-class _Steps:
-    """Times what is done and tells of it: `tell` gets each step's name when it starts, with its seconds when it ends."""
-
-    tell: Callable[[str, float | None], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.tell(name, None)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self.tell(name, self.seconds[name])
-        log.info("%s: %.1f s", name, self.seconds[name])
-
-
 def export_bundle(
     source: Source,
     output: Path,
@@ -132,7 +115,7 @@ def export_bundle(
         CheckFailed: the source gives NaN or the same for every input, or a figure fell short; says which.
     """
     settings = settings or ExportSettings()
-    steps = _Steps(tell)
+    steps = Steps(tell)
     flavours = flavours_for(settings.targets)
     if settings.tolerance is not None and not settings.tolerance > 0:
         raise InputError(f"--tolerance: expected a number above 0, got {settings.tolerance}.")

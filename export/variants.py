@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +15,7 @@ from edgeclip.bundle import Axes, Variant
 from edgeclip.errors import InputError
 from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.passes import Pass, PassReport, store_fp16
+from edgeclip.export.steps import Steps
 from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of
 from edgeclip.export.uint8_input import take_uint8, uint8_port
 from edgeclip.export.weights import save_graphs
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from edgeclip.export.api import ExportSettings
 
 Array = NDArray[Any]
-Steps = Callable[[str], AbstractContextManager[None]]
 
 GRAPHS = "graphs"
 _CHUNK = 16  # samples a call

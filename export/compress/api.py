@@ -24,9 +24,10 @@ from edgeclip.export.compress.curve import Point, Tower
 from edgeclip.export.compress.data import Data, halves, read_data
 from edgeclip.export.compress.scores import Refit, refit_scores
 from edgeclip.export.compress.target import Target, read_report, this_machine
-from edgeclip.export.compress.tower import Aim, Steps, TowerResult, Wish, compress_tower
+from edgeclip.export.compress.tower import Aim, TowerResult, Wish, compress_tower
 from edgeclip.export.derive import NewVariant, derive_bundle
 from edgeclip.export.precision import METHODS, Method
+from edgeclip.export.steps import Steps
 from edgeclip.runtime.cpu import BYTE_SUMS
 
 log = logging.getLogger(__name__)

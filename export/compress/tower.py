@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,6 +13,7 @@ from edgeclip.export.compress.budget import Budget, shortfalls, within
 from edgeclip.export.compress.curve import Point, Tower, Verdict
 from edgeclip.export.compress.search import Group, fewest, left_of, sensitivities
 from edgeclip.export.precision import METHODS
+from edgeclip.export.steps import Steps
 
 Aim = Literal["speed", "size"]
 # Methods that convert layer by layer; the others find for themselves what must stay in fp32.
@@ -29,22 +28,6 @@ class Wish:
     methods: Sequence[str]  # of METHODS
     aim: Aim
     unproven: bool  # what fits the budget is written without any proof of its speed
-
-
-@dataclass
-class Steps:
-    """Tells of what is done, and times it: `tell` gets each step's name when it starts, with its seconds when it ends."""
-
-    tell: Callable[[str, float | None], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.tell(name, None)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self.tell(name, self.seconds[name])
 
 
 @dataclass
