@@ -210,6 +210,7 @@ def test_a_block_may_merge_every_proposer_away() -> None:
     assert_rows(opened(graph), PIXELS, want, "half of the patches a block")
 
 
+@pytest.mark.parity
 def test_another_engine_merges_the_same() -> None:
     _, want, graphs = exported()
     (found,) = ReferenceEvaluator(graphs["decomposed"]).run(None, {"pixels": PIXELS[:2]})

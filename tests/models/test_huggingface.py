@@ -19,7 +19,9 @@ from tests.checkpoints import TEXTS, hf_preprocessor, write_hf
 from tests.models.agreement import TOLERANCE, assert_agrees, hf_outputs, inputs, our_outputs, worst
 
 
-@pytest.mark.parametrize("size", ["B/32", "B/16", "L/14", "L/14-336"])
+@pytest.mark.parametrize(
+    "size", ["B/32", *(pytest.param(size, marks=pytest.mark.parity) for size in ("B/16", "L/14", "L/14-336"))]
+)
 def test_two_blocks_of_real_width_agree(size: str, tmp_path: Path) -> None:
     model = write_hf(tmp_path, size)
     source = load_source(str(tmp_path))

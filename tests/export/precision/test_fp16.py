@@ -60,6 +60,7 @@ def run(model: ir.Model, inputs: Array = INPUTS) -> Array:
     return rows(rounded(model), inputs, threads=1)
 
 
+@pytest.mark.parity
 def test_a_tower_in_fp16_is_typed_and_as_near_as_pytorch_in_fp16() -> None:
     source, towers = traced("openai", "image")
     model = ir.from_proto(towers["decomposed"])

@@ -179,6 +179,7 @@ def test_smoothing_repairs_planted_outliers_without_changing_the_function(kind: 
         assert (again.peaks <= seen[str(layer.x.name)].peaks * (1 + 1e-5)).all()
 
 
+@pytest.mark.parity
 def test_norms_that_share_their_weights_are_smoothed_apart() -> None:
     model = graph().clone()
     norms = [node for node in model.graph if node.op_type == "LayerNormalization"]
