@@ -26,6 +26,9 @@ bench: .venv/.done  ## side by side with other tools; wants an idle machine
 	$(BIN)/python -m pip install $(PIP_FLAGS) --target .cache/peers --no-deps --upgrade -r benchmarks/requirements.txt
 	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.preprocessing
+	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.compression --models b32 b16
+	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.codecs
+	$(BIN)/python -m benchmarks.baked_memory
 
 lean: .venv/.done  ## the wheel alone, without torch, classifies a picture
 	@sh tests/lean.sh $(PYTHON)
