@@ -80,7 +80,7 @@ def command(
         raise InputError(
             f"{output}: already exists. Choose another place, or pass --overwrite to replace it."
         )
-    need_export_extra("baking labels")
+    need_export_extra("baking labels", torch=False)
     import edgeclip
 
     only_open = places is not None and not (labels or label or pack or template)

@@ -65,7 +65,7 @@ def command(
     """
     if bool(images) == bool(vectors):
         raise click.UsageError("Pass either --images or --vectors.")
-    need_export_extra("fitting codecs into a bundle")
+    need_export_extra("fitting codecs into a bundle", torch=False)
     from edgeclip.bundle import open_bundle
     from edgeclip.export.codecs import add_codecs
 

@@ -104,7 +104,7 @@ def command(
         raise click.UsageError("Missing option '-o' / '--output'.")
     if picture is not None and picture.suffix.lower() != ".svg":
         raise InputError(f"--picture {picture}: expected a name that ends in .svg.")
-    need_export_extra("compress")
+    need_export_extra("compress", torch=False)
     from edgeclip.export.compress.api import CompressSettings, NothingFits, compress_bundle
     from edgeclip.export.compress.budget import parse_budgets
 

@@ -191,13 +191,13 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         )
 
 
-def need_export_extra(what: str = "export") -> None:
-    """One line instead of an ImportError where PyTorch or onnx is missing."""
+def need_export_extra(what: str = "export", *, torch: bool = True) -> None:
+    """One line instead of an ImportError where PyTorch or onnx is missing. `torch=False`: finished graphs are rewritten without it."""
     from importlib.util import find_spec
 
     from edgeclip.errors import MissingExtraError
 
-    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+    for module in (*(("torch", "onnxscript") if torch else ()), "onnx", "onnx_ir", "onnxruntime"):
         if module not in sys.modules and find_spec(module) is None:
             raise MissingExtraError(
                 f"{what} needs {module}, which is not installed. Run: pip install 'edgeclip[export]'"

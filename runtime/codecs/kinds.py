@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,7 @@ _SCORES = 1 << 24  # held at once
 
 
 @dataclass(frozen=True, eq=False)
-class Codec:
+class Codec(ABC):
     """One way to store unit vectors."""
 
     name: str
@@ -34,21 +35,21 @@ class Codec:
         """Bytes of one stored vector."""
         return self.encode(np.eye(1, self.dim, dtype=np.float32)).nbytes
 
+    @abstractmethod
     def encode(self, vectors: Array) -> Array:
         """(N, D) float unit rows to store -> (N, width) codes. Raises InputError for another width, NaN, or another length."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: Array) -> Vectors:
         """(N, width) codes -> (N, D) float32: about the vectors that they came from, not of unit length."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, queries: Array, codes: Array, *, asking: Kind = "image") -> Vectors:
         """(Q, D) unit rows against N codes -> (Q, N) float32, higher is nearer; up to a constant for each query.
 
         Args:
             asking: what the queries are; only 1-bit codes make a difference.
         """
-        raise NotImplementedError
 
     def search(
         self,

@@ -1,0 +1,34 @@
+"""What rewrites finished graphs needs no PyTorch: a bundle can be compressed and baked where only onnx is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from edgeclip.bundle import Bundle, open_bundle
+
+# Every import of torch fails, as where it is not installed.
+PROGRAM = """
+import sys
+sys.modules["torch"] = None
+from edgeclip.cli import run
+bundle, images, out = sys.argv[1:]
+methods = [part for name in ("int8", "int8-dynamic", "fp16", "fp8", "int4") for part in ("--precision", name)]
+line = ["compress", bundle, "-o", out + "/small", "--images", images, "--unproven", "--budget", "distance=2", *methods]
+assert run(line) == 0
+assert run(["bake", out + "/small", "-o", out + "/baked", "--labels", "a cat,a dog", "--variant", "image-int8"]) == 0
+"""
+
+
+def test_compress_and_bake(tiny: Bundle, classes: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tiny.root), str(classes), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "image-int8-labels" in {
+        variant.id for variant in open_bundle(tmp_path / "baked").manifest.variants
+    }
