@@ -8,10 +8,14 @@ from pathlib import Path
 
 from edgeclip.bundle import Bundle, open_bundle
 
-# Every import of torch fails, as where it is not installed.
+# Every look for torch fails, as where it is not installed.
 PROGRAM = """
 import sys
-sys.modules["torch"] = None
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnxscript"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
 from edgeclip.cli import run
 bundle, images, out = sys.argv[1:]
 methods = [part for name in ("int8", "int8-dynamic", "fp16", "fp8", "int4") for part in ("--precision", name)]
