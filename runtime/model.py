@@ -24,7 +24,7 @@ from PIL import Image
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime.codecs import Codecs
-from edgeclip.runtime.engines import EngineOptions
+from edgeclip.runtime.engines import EngineOptions, engine_order, local_variants
 from edgeclip.runtime.heads import Heads
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture
 from edgeclip.runtime.images.preprocess import Decode
@@ -45,7 +45,7 @@ Labels = Sequence[str] | LabelPack
 
 def load(
     bundle: str | os.PathLike[str] | Bundle,
-    engine: str | None = None,
+    engine: str | Sequence[str] | None = None,
     threads: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     *,
@@ -60,7 +60,8 @@ def load(
 
     Args:
         bundle: folder, .zip, "hf:ORG/NAME", an embedded name ("nano"), or an opened Bundle.
-        engine: an entry of `edgeclip.runtime.engines.ENGINES`; None: the best one that opens here.
+        engine: an entry of `edgeclip.runtime.engines.ENGINES`, and no other; or several, tried in this order; None: the best
+            one that opens here.
         threads: for one operator and for decoding; None: the physical cores this process may use.
         cache_dir: where a .zip or Hub bundle is unpacked; None: $EDGECLIP_CACHE or the user's cache.
         precision: only variants of this precision, e.g. "int8"; None: the bundle's order decides.
@@ -98,7 +99,7 @@ class Model:
     def __init__(
         self,
         bundle: Bundle,
-        engine: str | None,
+        engine: str | Sequence[str] | None,
         options: EngineOptions,
         *,
         precision: str | None = None,
@@ -108,6 +109,7 @@ class Model:
         unload_after: float | None = None,
     ) -> None:
         known = [variant.id for variant in bundle.manifest.variants]
+        known += [v.id for name in engine_order(engine) for v in local_variants(name, bundle, options)]
         if unknown := [name for name in variants if name not in known]:
             raise EngineError(f"{bundle.root}: no variant {unknown[0]!r}; it has {', '.join(known)}.")
         self.bundle, self.manifest = bundle, bundle.manifest

@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgeclip.bundle import Bundle, Variant
-from edgeclip.bundle.store import check_again
-from edgeclip.errors import EdgeClipError, EngineError
+from edgeclip.errors import BundleError, EdgeClipError, EngineError
 from edgeclip.runtime import fork
-from edgeclip.runtime.engines import Engine, EngineOptions, Slot, default_engine, open_engine
+from edgeclip.runtime.engines import Engine, EngineOptions, Slot, engine_order, local_variants, open_variant
 
 MAX_SPARE_SLOTS = 4  # kept for the next call; the rest are freed
 
@@ -25,7 +24,7 @@ class Tower:
     Args:
         kind: "image" or "text".
         head: what comes out of it, as in Axes.
-        engine: an entry of ENGINES; None: the best one that opens here.
+        engine: an entry of ENGINES, or several to try in this order; None: the best one that opens here.
         precision: only variants of this precision; None: the bundle's order decides.
         wanted: ids of variants; only those among them are opened. (): any.
         unload_after: close the engine after so many idle seconds; None: never.
@@ -37,7 +36,7 @@ class Tower:
         kind: str,
         *,
         head: str = "embeddings",
-        engine: str | None = None,
+        engine: str | Sequence[str] | None = None,
         options: EngineOptions | None = None,
         precision: str | None = None,
         wanted: Sequence[str] = (),
@@ -59,9 +58,18 @@ class Tower:
     def variants(self) -> list[Variant]:
         """What may be opened, preferred first. Raises EngineError if the bundle has none of them."""
         manifest = self.bundle.manifest
-        found = manifest.variants_of(self.kind, self.head)
+        built = [
+            variant
+            for name in engine_order(self._wanted)
+            for variant in local_variants(name, self.bundle, self.options)
+        ]
+        return self._fitting([*built, *manifest.variants])
+
+    def _fitting(self, every: Sequence[Variant]) -> list[Variant]:
+        """Those of this tower that the caller wants, in their order."""
+        found = [v for v in every if (v.tower, v.axes.head) == (self.kind, self.head)]
         if not found:
-            heads = sorted({variant.axes.head for variant in manifest.variants if variant.tower == self.kind})
+            heads = sorted({variant.axes.head for variant in every if variant.tower == self.kind})
             but = f" that gives {self.head}, only {' and '.join(heads)}" if heads else ""
             raise EngineError(f"{self.bundle.root}: this bundle has no {self.kind} tower{but}.")
         if own := [variant for variant in found if variant.id in self._ids]:
@@ -136,16 +144,14 @@ class Tower:
         self._engine, self._spare, self._users, self._timer = None, [], 0, None
 
     def _open(self) -> Engine:
-        engines = [self._wanted or default_engine()]
-        if self._wanted is None and engines != ["onnxruntime-cpu"]:
-            engines.append("onnxruntime-cpu")  # nobody asked for the GPU: the CPU will do, and `info` says so
         reasons: list[EdgeClipError] = []
-        for name in engines:
-            # what was proven to be worth it on another engine only comes after what was not
-            for variant in sorted(self.variants, key=lambda v: bool(v.proven) and name not in v.proven):
-                check_again(self.bundle, variant)
+        _ = self.variants  # refuses what no engine could open
+        for name in engine_order(self._wanted):
+            for variant in self._candidates(name):
                 try:
-                    engine = open_engine(name, self.bundle.path(variant.files[0]), variant, self.options)
+                    engine = open_variant(name, self.bundle, variant, self.options)
+                except BundleError:
+                    raise
                 except EdgeClipError as error:
                     log.info("%s does not open on %s: %s", variant.id, name, error)
                     reasons.append(error)
@@ -161,6 +167,18 @@ class Tower:
                 self.variant = variant
                 return engine
         raise reasons[0]
+
+    def _candidates(self, name: str) -> list[Variant]:
+        """What one engine may open: what was built for it, then the bundle's own; last what proved its worth elsewhere only."""
+        built = local_variants(name, self.bundle, self.options)
+        ids = {variant.id for variant in built}
+        own = [v for v in self.bundle.manifest.variants if v.id not in ids]
+        own.sort(key=lambda v: bool(v.proven) and name not in v.proven)
+        try:
+            return self._fitting([*built, *own])
+        except EngineError as error:  # this engine has none of the wanted precision
+            log.info("%s: %s", name, error)
+            return []
 
     def _watch(self) -> None:
         """Start the clock of the idle unload, unless it runs."""

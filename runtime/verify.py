@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeclip.bundle import Bundle, Variant, check_hashes
 from edgeclip.errors import BundleError, CheckFailed, EdgeClipError
 from edgeclip.runtime.cpu import BYTE_SUMS, saturates
-from edgeclip.runtime.engines import EngineOptions, open_engine, run
+from edgeclip.runtime.engines import EngineOptions, open_variant, run
 from edgeclip.runtime.images import Preprocessor, bytes_of
 from edgeclip.runtime.text import TextEncoder
 from edgeclip.runtime.verify_heads import replay_head
@@ -147,7 +147,7 @@ def _replay(
         return "is for a GPU, not run here"
     if variant.requires.get(BYTE_SUMS) == "wide" and saturates():
         return "is for a processor that sums products of bytes in 32 bits, not run here"
-    opened = open_engine(engine, bundle.path(variant.files[0]), variant, options)
+    opened = open_variant(engine, bundle, variant, options)
     name = variant.inputs[0].name
     want = golden.get("image_embeddings" if variant.tower == "image" else "text_embeddings")
     want = golden.get(f"image_embeddings/merge{variant.axes.token_merging}", want)

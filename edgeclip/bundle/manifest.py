@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
+from edgeclip.bundle.typed import from_json_value, short
 from edgeclip.errors import BundleError
 
 FORMAT = "edgeclip.bundle"
 FORMAT_VERSION = (1, 1)  # (major, minor): another major is refused, a newer minor is read
 
 _DIGEST = ',\n "digest": '  # what stands between the digested bytes and the digest
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -213,13 +211,13 @@ class Manifest:
             ) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BundleError(
-                f'{where}: expected "format": "{FORMAT}", got {_short(data)}. This is not a bundle.'
+                f'{where}: expected "format": "{FORMAT}", got {short(data)}. This is not a bundle.'
             )
         version = data.get("version")
         if not (
             isinstance(version, list) and len(version) == 2 and all(type(part) is int for part in version)
         ):
-            raise BundleError(f"{where}: expected a version [major, minor], got {_short(version)}.")
+            raise BundleError(f"{where}: expected a version [major, minor], got {short(version)}.")
         if version[0] != FORMAT_VERSION[0]:
             raise BundleError(
                 f"{where}: bundle format {version[0]}.{version[1]}, this edgeclip reads {FORMAT_VERSION[0]}.x. "
@@ -230,7 +228,7 @@ class Manifest:
                 f"{where}: the content does not match its own digest; it was edited or damaged."
             )
         data.pop("format"), data.pop("version")
-        return _build(cls, data, where, newer=version[1] > FORMAT_VERSION[1])
+        return from_json_value(cls, data, where, newer=version[1] > FORMAT_VERSION[1])
 
 
 def identity(
@@ -261,62 +259,3 @@ def identity(
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _build(cls: type[T], data: Any, where: str, newer: bool) -> T:
-    """A dataclass from parsed JSON, every field checked against its annotation. `newer`: unknown fields are let pass."""
-    if not isinstance(data, dict):
-        raise BundleError(f"{where}: expected an object, got {_short(data)}.")
-    hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if not newer and (unknown := sorted(set(data) - known)):
-        raise BundleError(f"{where}: unknown field {unknown[0]!r}.")
-    values = {}
-    for name in known & set(data):
-        values[name] = _convert(hints[name], data[name], f"{where}: {name}", newer)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise BundleError(f"{where}: a field is missing ({error}).") from error
-
-
-def _convert(hint: Any, value: Any, where: str, newer: bool) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, where, newer)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in args:
-            return None
-        for option in args:
-            if option is not NoneType and (option is not float or type(value) in (int, float)):
-                try:
-                    return _convert(option, value, where, newer)
-                except BundleError as error:
-                    last = error
-        raise last
-    if origin is Literal:
-        if value not in args:
-            raise BundleError(f"{where}: expected one of {', '.join(map(str, args))}, got {_short(value)}.")
-        return value
-    if origin is tuple and isinstance(value, list):
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(inner) != len(value):
-            raise BundleError(f"{where}: expected {len(inner)} values, got {len(value)}.")
-        return tuple(
-            _convert(kind, item, f"{where}[{i}]", newer)
-            for i, (kind, item) in enumerate(zip(inner, value, strict=True))
-        )
-    if origin is dict and isinstance(value, dict):
-        return {key: _convert(args[1], item, f"{where}[{key!r}]", newer) for key, item in value.items()}
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise BundleError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {_short(value)}.")

@@ -23,7 +23,7 @@ from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import EdgeClipError, InputError
 from edgeclip.export.compress.latency import Latency, compare
 from edgeclip.runtime.cpu import cpu_flags, cpu_name, saturates
-from edgeclip.runtime.engines import Engine, EngineOptions, open_engine, run
+from edgeclip.runtime.engines import Engine, EngineOptions, open_variant, run
 from edgeclip.runtime.threads import usable_cores
 
 LENGTH = 12  # tokens of the text that is timed where the length is free
@@ -130,7 +130,7 @@ def measure_bundle(
 def _open(bundle: Bundle, variant: Variant, target: Target) -> Engine:
     # a thread that still spins when its session's turn is over takes a core from the other's
     options = EngineOptions(target.threads, session_options={"session.force_spinning_stop": "1"})
-    return open_engine(target.engine, bundle.path(variant.files[0]), variant, options)
+    return open_variant(target.engine, bundle, variant, options)
 
 
 def _call(engine: Engine) -> Callable[[], object]:

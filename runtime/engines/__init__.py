@@ -1,21 +1,26 @@
 """The engine seam: one graph of one bundle, opened on one kind of device.
 
-    engine = open_engine("onnxruntime-cpu", path, variant, EngineOptions())
+    engine = open_variant("onnxruntime-cpu", bundle, variant, EngineOptions())
     slot = engine.slot(8)               # named, preallocated arrays
     slot.inputs["pixels"][:5] = ...     # preprocessing writes straight into them
     engine.submit(slot)                 # may return before the work is done
     engine.wait(slot)                   # now slot.outputs hold the result
 
-An engine is one file with an `open_engine(path, variant, options)` and one line in `ENGINES`; it is imported when it is used.
+An engine is one file and one line in `ENGINES`; it is imported when it is used. The file has `present()`, cheap and never raising, and either
+ open_engine(path, variant, options)      an engine that reads graphs, or
+ open_variant(bundle, variant, options)   one that was built for a bundle ahead; it also has
+ local_variants(bundle, options)          the variants that it was built for, which the bundle need not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-from edgeclip.bundle.manifest import Variant
+from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle.store import check_again
 from edgeclip.errors import EngineError
 from edgeclip.runtime.engines.seam import Engine, EngineOptions, Slot, run
 
@@ -24,7 +29,21 @@ ENGINES: Mapping[str, str] = {
     "onnxruntime-cuda": "edgeclip.runtime.engines.onnxruntime_cuda",
 }
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Slot", "default_engine", "open_engine", "run"]
+# Without a wish the first of these that opens is taken, and said.
+ORDER = ("onnxruntime-cuda", "onnxruntime-cpu")
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineOptions",
+    "Slot",
+    "default_engine",
+    "engine_order",
+    "local_variants",
+    "open_engine",
+    "open_variant",
+    "run",
+]
 
 
 def open_engine(name: str, path: Path, variant: Variant, options: EngineOptions | None = None) -> Engine:
@@ -39,14 +58,52 @@ def open_engine(name: str, path: Path, variant: Variant, options: EngineOptions 
         EngineError: no such engine, a graph that it cannot open, or a silent fall-back to another provider.
         MissingExtraError: the engine's package is not installed; the message holds the command.
     """
-    if name not in ENGINES:
-        raise EngineError(f"engine {name!r}: no such engine. Choose one of {', '.join(ENGINES)}.")
-    engine: Engine = import_module(ENGINES[name]).open_engine(path, variant, options or EngineOptions())
+    module = _module(name)
+    if not hasattr(module, "open_engine"):
+        raise EngineError(
+            f"{path}: {name} opens what was built for a bundle, not a graph alone. Open the bundle."
+        )
+    engine: Engine = module.open_engine(path, variant, options or EngineOptions())
     return engine
 
 
-def default_engine() -> str:
-    """The best engine that is likely to open here: CUDA where this onnxruntime and this machine have it, else the CPU."""
-    from edgeclip.runtime.engines import onnxruntime_cuda
+def open_variant(name: str, bundle: Bundle, variant: Variant, options: EngineOptions | None = None) -> Engine:
+    """Open one of a bundle's graphs, looked at once more just before, or what was built from it.
 
-    return "onnxruntime-cuda" if onnxruntime_cuda.present() else "onnxruntime-cpu"
+    Raises:
+        BundleError: a file that changed since the bundle was opened.
+        EngineError, MissingExtraError: as `open_engine`; or nothing was built for this device.
+    """
+    module = _module(name)
+    if hasattr(module, "open_engine"):
+        check_again(bundle, variant)
+        return open_engine(name, bundle.path(variant.files[0]), variant, options)
+    engine: Engine = module.open_variant(bundle, variant, options or EngineOptions())
+    return engine
+
+
+def local_variants(name: str, bundle: Bundle, options: EngineOptions) -> list[Variant]:
+    """What an engine was built for on this machine, preferred first; [] for one that reads graphs. Never raises."""
+    find = getattr(_module(name), "local_variants", None)
+    return [] if find is None else find(bundle, options)
+
+
+def engine_order(wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What to try, in this order. None: what is likely to open here, the CPU last. Raises EngineError for an unknown name."""
+    if wanted is None:
+        return tuple(name for name in ORDER if name == ORDER[-1] or _module(name).present())
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    for name in names:
+        _module(name)
+    return names
+
+
+def default_engine() -> str:
+    """The best engine that is likely to open here."""
+    return engine_order(None)[0]
+
+
+def _module(name: str) -> ModuleType:
+    if name not in ENGINES:
+        raise EngineError(f"engine {name!r}: no such engine. Choose one of {', '.join(ENGINES)}.")
+    return import_module(ENGINES[name])

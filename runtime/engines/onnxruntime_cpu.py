@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from edgeclip.runtime.threads import usable_cores
 
 NAME = "onnxruntime-cpu"
 PROVIDER = "CPUExecutionProvider"
+
+
+def present() -> bool:
+    """Whether onnxruntime is installed."""
+    return find_spec("onnxruntime") is not None
 
 
 def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRuntimeCpu:

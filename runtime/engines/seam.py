@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,12 @@ class EngineOptions:
     arena: bool = True  # keep freed memory for the next call; False gives it back, at some cost in time
     prepacking: bool = True  # reorder weights for the kernels; False opens faster and runs a quarter slower
     device: int = 0  # number of the GPU
+    engines: Path | None = (
+        None  # folder of engines that were built ahead; None: the bundle's own in the cache
+    )
+    build: bool = (
+        False  # build an engine that is missing when it is opened, which takes minutes; False refuses
+    )
     allow_fallback: bool = False  # let a CUDA session that could not start run on the CPU instead
     provider_options: Mapping[str, str] = field(
         default_factory=dict

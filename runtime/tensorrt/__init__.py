@@ -1,0 +1,7 @@
+"""TensorRT and TensorRT-RTX: engines built from a bundle's graphs, proved, kept under a key of this machine, and run.
+
+library.py   the two Python packages behind one face        builder.py   a graph to a plan
+network.py   what was parsed, what was built                 prove.py     the golden inputs replayed on the device
+record.py    what is known of an engine                      store.py     engines on disk: found, verified, never trusted
+api.py       all of it in one call, `build_engines`
+"""
