@@ -21,14 +21,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, data: bytes | str) -> None:
+def write_file(path: Path, data: bytes | memoryview | str, *, private: bool = False) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one, never a part.
 
+    Args:
+        private: only this user may read it or write to it.
     Raises:
         InputError: the place cannot be written, or the disk is full.
     """
     with _writing(path):
-        _write(path, data.encode() if isinstance(data, str) else data)
+        _write(path, data.encode() if isinstance(data, str) else data, private)
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(path: Path, raw: bytes) -> None:
+def _write(path: Path, raw: bytes | memoryview, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -49,9 +51,10 @@ def _write(path: Path, raw: bytes) -> None:
             stream.write(raw)
             stream.flush()
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
+        if not private:  # mkstemp makes it 0600
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

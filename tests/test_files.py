@@ -53,3 +53,11 @@ def test_cache_folder_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert cache_folder().name.startswith("edgeclip-")
+
+
+def test_a_private_file_is_this_users_alone(tmp_path: Path) -> None:
+    write_file(tmp_path / "open", memoryview(b"a"))
+    write_file(tmp_path / "private", memoryview(b"a"), private=True)
+    assert (tmp_path / "private").read_bytes() == b"a"
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "open").stat().st_mode & 0o044

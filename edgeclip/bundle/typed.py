@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -62,7 +63,7 @@ def _convert(hint: Any, value: Any, where: str, newer: bool) -> Any:
             _convert(kind, item, f"{where}[{i}]", newer)
             for i, (kind, item) in enumerate(zip(inner, value, strict=True))
         )
-    if origin is dict and isinstance(value, dict):
+    if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _convert(args[1], item, f"{where}[{key!r}]", newer) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
         return float(value)
