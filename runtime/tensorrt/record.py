@@ -56,6 +56,7 @@ class EngineReport:
     fused_attention: int  # kernels of fused attention
     reformats: int  # layers that only change types or layouts
     bytes: int  # of scratch memory on the device
+    opaque: int = 0  # compiled regions that the inspector names but does not look into
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""The parsed network, counted: in which types it multiplies, whether attention is still one operator. Before the build, no GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from edgeclip.bundle import Variant
+from edgeclip.runtime.tensorrt.record import EngineReport, NetworkReport
+
+WORDS: Mapping[str, str] = {"FLOAT": "fp32", "HALF": "fp16"}  # the others only in small letters, e.g. "BF16"
+
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
+# What stands between a weight and its product: the parser aligns ranks by shuffles.
+_MOVES = ("SHUFFLE", "IDENTITY", "CAST", "SLICE", "SQUEEZE", "UNSQUEEZE")
+# Of the weights, how many must multiply in the promised type. A SigLIP in fp16 keeps 86 nodes in fp32, and they hold none of
+# the weights; a search may quantise but a few layers.
+LEAST: Mapping[str, float] = {"fp32": 0.5, "fp16": 0.5, "bf16": 0.5, "int8": 0.1, "fp8": 0.1, "int4": 0.1}
+MOST_REFORMATS = 0.25  # of an engine's layers
+
+
+def read_network(module: Any, network: Any) -> NetworkReport:
+    """Count a network's layers.
+
+    A product counts under the type that it multiplies in: int8 or fp8 where both operands are dequantised from it, else the
+    operands' own. One of int4 weights counts as int4, although TensorRT widens them first.
+
+    Args:
+        module: `tensorrt` or `tensorrt_rtx`, which parsed it.
+        network: its INetworkDefinition, as the parser left it.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    graph = _Graph(
+        module,
+        {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)},
+    )
+    products: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type.name in _PRODUCTS:
+            name, elements = graph.product(layer)
+            products[name] += 1
+            weights[name] += elements
+    return NetworkReport(
+        layers=len(layers),
+        products=dict(products),
+        weights={name: count for name, count in weights.items() if count},
+        attention=sum(
+            layer.type.name == "ATTENTION_INPUT" for layer in layers
+        ),  # and as many ATTENTION_OUTPUT
+        types=dict(Counter(word(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)),
+    )
+
+
+def word(dtype: Any) -> str:
+    """A TensorRT data type as this project calls it, e.g. HALF -> "fp16"."""
+    return WORDS.get(dtype.name, dtype.name.lower())
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Which layer makes which tensor."""
+
+    module: Any
+    makers: Mapping[str, Any] = field(repr=False)
+
+    def product(self, layer: Any) -> tuple[str, int]:
+        """-> (type, elements of its weights)."""
+        first = layer.get_input(0)
+        if layer.num_inputs == 1:  # a convolution that holds its kernel itself
+            return word(first.dtype), self._kernel(layer)
+        operands = [layer.get_input(i) for i in range(2)]
+        stored = [self._stored(tensor) for tensor in operands]
+        elements = sum(prod(t.shape) for t, (_, constant) in zip(operands, stored, strict=True) if constant)
+        types = {name for name, _ in stored}
+        if len(types) == 1:
+            return types.pop(), elements
+        return "int4" if "int4" in types else word(first.dtype), elements
+
+    def _kernel(self, layer: Any) -> int:
+        """Elements of a convolution's own kernel."""
+        layer.__class__ = getattr(
+            self.module, f"I{layer.type.name.title()}Layer"
+        )  # Python gets the base class
+        channels = layer.get_input(0).shape[1] * layer.num_output_maps
+        return int(channels // layer.num_groups * prod(layer.kernel_size_nd))
+
+    def _stored(self, tensor: Any) -> tuple[str, bool]:
+        """-> (type before it was dequantised, else its own; whether it is a constant)."""
+        maker = self._maker(tensor)
+        name = word(tensor.dtype)
+        if maker is not None and maker.type.name == "DEQUANTIZE":
+            name = word(maker.get_input(0).dtype)
+            maker = self._maker(maker.get_input(0), (*_MOVES, "QUANTIZE"))
+        return name, maker is not None and maker.type.name == "CONSTANT"
+
+    def _maker(self, tensor: Any, through: tuple[str, ...] = _MOVES) -> Any:
+        """The layer that makes a tensor, past those that only move it; None: it is an input."""
+        maker = self.makers.get(tensor.name)
+        while maker is not None and maker.type.name in through:
+            maker = self.makers.get(maker.get_input(0).name)
+        return maker
+
+
+def judge(variant: Variant, network: NetworkReport, engine: EngineReport | None) -> tuple[str, ...]:
+    """Where a network, and the engine made from it, are not what their variant promises; one line each, () if they are.
+
+    Args:
+        engine: None: it could not be inspected, there is no driver here.
+    """
+    found = [*_of_types(variant, network)]
+    if variant.axes.attention == "op" and not network.attention:
+        found.append("attention: the Attention operator was promised, the network has none")
+    if engine is not None:
+        found += _of_engine(variant, network, engine)
+    return tuple(found)
+
+
+def _of_types(variant: Variant, network: NetworkReport) -> Iterator[str]:
+    promised, total = variant.axes.precision, sum(network.weights.values())
+    share = network.weights.get(promised, 0) / total if total else 1.0
+    if share < LEAST[promised]:
+        shares = sorted(((count / total, name) for name, count in network.weights.items()), reverse=True)
+        have = ", ".join(f"{part:.0%} {name}" for part, name in shares)
+        least = f"{promised} was promised, for {LEAST[promised]:.0%} of the weights at least"
+        yield f"types: {least}; they multiply in {have}"
+
+
+def _of_engine(variant: Variant, network: NetworkReport, engine: EngineReport) -> Iterator[str]:
+    promised, attention = variant.axes.precision, variant.axes.attention
+    floats = sum(engine.types.get(name, 0) for name in ("fp32", promised))
+    if promised in ("fp16", "bf16") and engine.types.get(promised, 0) < LEAST[promised] * floats:
+        yield f"engine types: {promised} was promised, {engine.types.get(promised, 0)} of {floats} layers give it"
+    if promised in ("int8", "fp8") and engine.types and promised not in engine.types and not engine.opaque:
+        yield f"engine types: {promised} was promised, no layer gives it"
+    wanted = network.attention if attention == "op" else int(attention == "decomposed" and promised != "fp32")
+    if engine.fused_attention < wanted and not engine.opaque:
+        what = f"{engine.fused_attention} of {wanted}" if attention == "op" else "none"
+        yield f"engine attention: {what} fused into one kernel"
+    if engine.layers and engine.reformats > MOST_REFORMATS * engine.layers:
+        yield (
+            f"engine reformats: {engine.reformats} of {engine.layers} layers only change types or layouts, "
+            f"{MOST_REFORMATS:.0%} is the most expected"
+        )
