@@ -19,12 +19,17 @@ _CHUNK = 8  # inputs a call, at most
 _MEMORY = 256 << 20  # bytes of what is observed in one call: 24 blocks at 577 tokens give 400 MB an input
 
 
-def session(model: ir.Model, *, threads: int | None = None) -> Any:
-    """An onnxruntime session of a graph in memory; its weights are written to a folder that is gone again."""
+def session(model: ir.Model, *, threads: int | None = None, byte_kernels: bool = True) -> Any:
+    """An onnxruntime session of a graph in memory; its weights are written to a folder that is gone again.
+
+    Args:
+        byte_kernels: let products of bytes be summed as this processor does; False: in floats, where nothing saturates.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if byte_kernels else "1")
     with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
         path = Path(folder) / "graph.onnx"
         ir.save(model, path, external_data="graph.bin")  # a copy: the tensors of `model` stay where they are

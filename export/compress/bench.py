@@ -51,9 +51,9 @@ class Candidate:
 class Graph:
     """A graph opened on this machine, with the inputs that it takes."""
 
-    def __init__(self, model: ir.Model, inputs: Array, threads: int) -> None:
+    def __init__(self, model: ir.Model, inputs: Array, threads: int, byte_kernels: bool = True) -> None:
         try:
-            self._session = session(model, threads=threads)
+            self._session = session(model, threads=threads, byte_kernels=byte_kernels)
         except Exception as error:  # onnxruntime's errors have no common base
             raise EngineError(f"onnxruntime cannot open it here ({first_line(error)})") from error
         self._name, self._inputs = self._session.get_inputs()[0].name, inputs
@@ -85,11 +85,12 @@ class Bench:
         tower: "image" or "text".
         references: rows of each tower's plain variant, see `reference_rows`.
         time_here: time graphs on this machine; False: the target's report says, or nothing does.
+        for_gpu: bytes are those of TensorRT, symmetric and summed in 32 bits; this machine measures them in floats.
     """
 
     def __init__(
         self, bundle: Bundle, tower: Tower, data: Data, references: Mapping[Tower, Array], target: Target, *,
-        threads: int, time_here: bool,
+        threads: int, time_here: bool, for_gpu: bool = False,
     ) -> None:  # fmt: skip
         self.bundle, self.tower, self.data, self.target = bundle, tower, data, target
         self._references, self._other_rows = references, dict[str, Array]()
@@ -97,6 +98,7 @@ class Bench:
             tuple[str, str], Layers
         ] = {}  # (base, method) -> what it converts when nothing is left out
         self.threads, self._time_here = threads, time_here and not target.report
+        self._for_gpu = for_gpu
         self.bases = float_variants(bundle, tower)
         self.plain = self.bases[0]
 
@@ -232,13 +234,17 @@ class Bench:
     ) -> tuple[ir.Model, tuple[PassReport, ...]]:
         inputs = inputs_of(self.data, base)[self._halves["calibration"][:samples]]
         request = Request(
-            inputs=inputs, layers=layers, saturating=self.target.saturating, threads=self.threads
+            inputs=inputs,
+            layers=layers,
+            saturating=self.target.saturating and not self._for_gpu,
+            activations="int8" if self._for_gpu else "uint8",
+            threads=self.threads,
         )
         done = convert(read_graph(self.bundle, base), method, request)
         return done.model, done.reports
 
     def _open(self, model: ir.Model, base: Variant) -> Graph:
-        return Graph(model, inputs_of(self.data, base), self.threads)
+        return Graph(model, inputs_of(self.data, base), self.threads, byte_kernels=not self._for_gpu)
 
     def _rows(self, graph: Graph, half: Half) -> Array:
         """(M, D), filled in for this half; all of the text tower's, whose labels belong to both."""
