@@ -130,6 +130,12 @@ class Variant:
     scores: Scores | None = None  # fitted again for this variant; None: the manifest's
     labels: str = ""  # head "labels": the label pack that was baked in, a file of the bundle
 
+    @property
+    def computes_in(self) -> str:
+        """The precision of its products: an export in "fp16" only stores its weights so, and its graph widens them to fp32."""
+        exported = self.fidelity is None or self.fidelity.against == "source"
+        return "fp32" if self.axes.precision == "fp16" and exported else self.axes.precision
+
 
 @dataclass(frozen=True)
 class Licence:

@@ -284,8 +284,7 @@ def float_variants(bundle: Bundle, tower: str) -> list[Variant]:
 
 def computes_in_fp32(variant: Variant) -> bool:
     """An exported graph: fp32, or fp16 in its files only. What was converted is compared with the variant it came from."""
-    made_by_export = variant.fidelity is None or variant.fidelity.against == "source"
-    return variant.axes.precision == "fp32" or (variant.axes.precision == "fp16" and made_by_export)
+    return variant.computes_in == "fp32"
 
 
 def axes_of(base: Variant, method: Method) -> Any:
