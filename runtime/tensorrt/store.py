@@ -1,0 +1,348 @@
+"""Engines on disk: written whole, found by what they are for, verified before one byte of them is executed.
+
+<name>.json               the record, under the seal of this machine; moving it in makes the engine the current one
+<name>.<sha256>.engine    the plan that it names
+graphs/                   graphs that were made beside an engine
+timing/, runtime/         caches.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle.store import MANIFEST
+from edgeclip.errors import EdgeClipError, EngineError
+from edgeclip.files import sha256_file, write_file
+from edgeclip.runtime.cuda import Device
+from edgeclip.runtime.engines.seam import EngineOptions
+from edgeclip.runtime.tensorrt.fit import Here, misfit, this_platform
+from edgeclip.runtime.tensorrt.guard import locked, make_private, read_private
+from edgeclip.runtime.tensorrt.key import machine_key
+from edgeclip.runtime.tensorrt.library import Library
+from edgeclip.runtime.tensorrt.record import BuildOptions, Record
+from edgeclip.runtime.tensorrt.records import (
+    HALF,
+    PLAN,
+    RECORD,
+    name_of,
+    plan_name,
+    read_record,
+    read_records,
+    write_record,
+)
+
+log = logging.getLogger(__name__)
+
+
+def store_of(bundle: Bundle, options: EngineOptions) -> Store:
+    """Where a bundle's engines are: the folder that the options name, else the bundle's own in the cache."""
+    return Store(options.engines or default_folder(bundle), bundle)
+
+
+def default_folder(bundle: Bundle) -> Path:
+    """A bundle's own folder of engines in the cache."""
+    return bundle.cache / "engines"
+
+
+class Store:
+    """The engines in one folder.
+
+    Args:
+        folder: need not be there yet.
+        bundle: whose engines they are, and are checked against; None: anybody's, as an inspector wants them.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle | None = None) -> None:
+        self.folder, self.bundle = folder, bundle
+
+    def prepare(self) -> None:
+        """Make the folder and the key, or say why not: to be called before a build that takes minutes.
+
+        Raises:
+            EngineError: others may write there, or it is a bundle; or the key cannot be made or trusted.
+        """
+        if (self.folder / MANIFEST).exists():
+            raise EngineError(
+                f"{self.folder}: is a bundle, which never changes. Choose a folder for engines."
+            )
+        make_private(self.folder)
+        machine_key(create=True)
+        with self._locked():
+            pass  # it can be written
+
+    def put(self, record: Record, plan: bytes | memoryview) -> Record:
+        """Keep an engine; the one of the same name gives way to it.
+
+        Args:
+            record: its size, digest, platform and date are filled in here.
+            plan: not copied.
+        Raises:
+            EngineError: see `prepare`.
+            InputError: it cannot be written, or the disk is full; the old engine stays.
+        """
+        self.prepare()
+        plan = memoryview(plan).cast("B")
+        record = replace(
+            record,
+            size=plan.nbytes,
+            sha256=hashlib.sha256(plan).hexdigest(),
+            platform=record.platform or this_platform(),
+            created=record.created or datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        )
+        with self._locked():
+            try:
+                self._sweep(name_of(record))
+                write_file(self.plan_path(record), plan, private=True)
+                write_record(self.folder, record)
+            finally:
+                self._sweep(name_of(record))
+        return record
+
+    def update(self, record: Record) -> bool:
+        """Write down what was learnt of an engine, e.g. its fidelity. False: the store cannot be written, as on a read-only disk.
+
+        Raises:
+            EngineError: it is no longer there, or another one took its place.
+        """
+        try:
+            with self._locked():
+                self._current(record)
+                write_record(self.folder, record)
+        except EdgeClipError as error:
+            self._current(record)  # raises where that is the reason
+            log.info("%s: not written down: %s", record.variant.id, error)
+            return False
+        return True
+
+    def records(self) -> list[Record]:
+        """Every engine under this machine's seal, newest first. Reads no plan. Never raises: see `problems`."""
+        return [
+            each
+            for each in read_records(self.folder)[0]
+            if self.bundle is None or each.bundle == self.bundle.digest
+        ]
+
+    def problems(self) -> list[str]:
+        """What lies here but cannot be used, and why, one line each."""
+        lost = [
+            f"{self.plan_path(record)}: missing, or not of the {record.size} bytes that its record says."
+            for record in self.records()
+            if not self._is_there(record)
+        ]
+        return read_records(self.folder)[1] + lost
+
+    def misfit(self, record: Record, library: Library | None = None, device: Device | None = None) -> str:
+        """Why an engine may not run here; "": it may. None: not asked."""
+        return misfit(record, Here(self.bundle, library, device))
+
+    def find(
+        self,
+        *,
+        library: Library | str | None = None,
+        device: Device | None = None,
+        variant: Variant | str | None = None,
+        options: BuildOptions | None = None,
+        graphs: Mapping[str, str] | None = None,
+    ) -> list[Record]:
+        """The engines that may run here, newest first. None: not asked. Never raises.
+
+        Args:
+            library: that opens them, or its name where it need not be imported.
+            device: that runs them.
+            variant: that they are of, or its id.
+            options, graphs: that they were built with, exactly.
+        """
+        name, imported = (library, None) if isinstance(library, str) else (None, library)
+        wanted = variant.id if isinstance(variant, Variant) else variant
+        found = []
+        for record in self.records():
+            asked = (
+                (name, record.library),
+                (wanted, record.variant.id),
+                (options, record.options),
+                (graphs, record.graphs),
+            )
+            if any(wish not in (None, fact) for wish, fact in asked):
+                continue
+            if reason := self.misfit(record, imported, device):
+                log.info("%s: passed over: %s", self.plan_path(record), reason)
+            elif self._is_there(record):
+                found.append(record)
+        return found
+
+    def local_variants(
+        self, library: Library | str | None = None, device: Device | None = None
+    ) -> list[Variant]:
+        """What there are engines for, newest first, each id once. See `find`."""
+        found = self.find(library=library, device=device)
+        return list({record.variant.id: record.variant for record in reversed(found)}.values())[::-1]
+
+    def plan(self, record: Record, library: Library | None = None, device: Device | None = None) -> bytes:
+        """An engine's bytes after every check. Only these very bytes may be deserialised.
+
+        Args:
+            record: of `find`. It is read and verified once more.
+            library, device: that will run it; None: not asked.
+        Raises:
+            EngineError: the check that failed, and how to build the engine again.
+        """
+        kept = self._current(record)
+        if reason := self.misfit(kept, library, device):
+            raise EngineError(f"{self.plan_path(kept)}: {reason}. {self._again(kept)}")
+        if kept.options.strip_weights:
+            self.graph(kept)  # its weights will come from there
+        try:
+            plan = read_private(self.plan_path(kept), kept.size)
+        except FileNotFoundError:
+            raise EngineError(f"{self.plan_path(kept)}: missing. {self._again(kept)}") from None
+        except EngineError as error:
+            raise EngineError(f"{error} {self._again(kept)}") from error
+        if len(plan) != kept.size or hashlib.sha256(plan).hexdigest() != kept.sha256:
+            raise EngineError(
+                f"{self.plan_path(kept)}: not the {kept.size} bytes that were built: changed or cut short. "
+                f"{self._again(kept)}"
+            )
+        return plan
+
+    def take(self, variant: Variant, library: Library, device: Device) -> tuple[Record, bytes]:
+        """The newest engine of a variant that may run here, and its bytes. See `plan`.
+
+        Raises:
+            EngineError: there is none, or it cannot be trusted.
+        """
+        tried: list[Record] = []
+        while found := self.find(library=library, device=device, variant=variant)[:1]:
+            try:
+                return found[0], self.plan(found[0], library, device)
+            except EngineError:
+                if found == tried:  # else another process may just have replaced it
+                    raise
+                tried = found
+        raise EngineError(self._nothing(variant, library, device))
+
+    def graph(self, record: Record) -> Path:
+        """The graph that an engine was built from, every byte of it verified. Raises EngineError."""
+        if not record.made_from and self.bundle is None:
+            raise EngineError(
+                f"{self.folder}: the graph of {record.variant.id} lies in its bundle. Open that."
+            )
+        root = self.folder if record.made_from or self.bundle is None else self.bundle.root
+        for name, digest in record.graphs.items():
+            path = root / name
+            if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
+                raise EngineError(
+                    f"{path}: missing, or not what the engine was built from. {self._again(record)}"
+                )
+        return root / record.variant.files[0]
+
+    def plan_path(self, record: Record) -> Path:
+        """Where its bytes lie. For messages: `plan` reads them."""
+        return self.folder / plan_name(record)
+
+    def remove(self, record: Record) -> None:
+        """Forget an engine. Its graph stays: others may be built from it."""
+        with self._locked():
+            self._path(record).unlink(missing_ok=True)
+            self._sweep(name_of(record))
+
+    def clear(self) -> int:
+        """Remove the bundle's engines and graphs, what cannot be used, and all caches. Returns the bytes that were freed."""
+        if not self.folder.is_dir():
+            return 0
+        with self._locked():
+            mine = self.records()
+            others = [record for record in read_records(self.folder)[0] if record not in mine]
+            keep = {path for record in others for path in self._files(record)}
+            gone = {path for record in mine for path in self._files(record)}
+            gone |= {
+                path
+                for path in self.folder.iterdir()
+                if any(kind.fullmatch(path.name) for kind in (RECORD, PLAN, HALF))
+            }
+            gone |= set(self.folder.glob("*/*.cache"))
+            return sum(_unlink(path) for path in gone - keep)
+
+    def _current(self, record: Record) -> Record:
+        """What is kept now under an engine's name."""
+        path = self._path(record)
+        try:
+            kept = read_record(self.folder, name_of(record))
+        except FileNotFoundError:
+            raise EngineError(f"{path}: missing. {self._again(record)}") from None
+        except EngineError as error:
+            raise EngineError(f"{error} {self._again(record)}") from error
+        if (kept.sha256, kept.size) != (record.sha256, record.size):
+            raise EngineError(f"{path}: another engine took its place. Open it again.")
+        return kept
+
+    def _path(self, record: Record) -> Path:
+        return self.folder / f"{name_of(record)}.json"
+
+    def _files(self, record: Record) -> list[Path]:
+        graphs = [self.folder / name for name in record.graphs] if record.made_from else []
+        return [self._path(record), self.plan_path(record), *graphs]
+
+    def _is_there(self, record: Record) -> bool:
+        try:
+            return self.plan_path(record).lstat().st_size == record.size
+        except OSError:
+            return False
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.folder / ".lock")
+
+    def _sweep(self, name: str) -> None:
+        """Under the lock: remove plans of this name that no record names, and halves that killed writers left."""
+        try:
+            keep = self.plan_path(read_record(self.folder, name))
+        except (FileNotFoundError, EngineError):
+            keep = None
+        for path in self.folder.iterdir():
+            plan = PLAN.fullmatch(path.name)
+            if (plan and plan[1] == name and path != keep) or HALF.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+    def _again(self, record: Record) -> str:
+        """The command that builds an engine again."""
+        archs = ["--arch", ",".join(record.options.archs)] if record.options.archs else []
+        return self._command(record.library, ["--precision", record.variant.axes.precision, *archs])
+
+    def _command(self, library: str, more: list[str]) -> str:
+        root = str(self.bundle.root) if self.bundle else "BUNDLE"
+        own = self.bundle is not None and self.folder == default_folder(self.bundle)
+        words = [
+            "edgeclip",
+            "build",
+            root,
+            "--target",
+            library,
+            *more,
+            *([] if own else ["-o", str(self.folder)]),
+        ]
+        return f"Run: {shlex.join(words)}"
+
+    def _nothing(self, variant: Variant, library: Library, device: Device) -> str:
+        here = f"{library.name} {library.version} on {device.name} ({device.arch})"
+        others = [record for record in self.records() if record.variant.id == variant.id]
+        why = [self.misfit(record, library, device) or "its plan is missing" for record in others]
+        why += read_records(self.folder)[1]
+        but = f" The newest there is: {why[0]}." if why else ""
+        again = self._command(library.name, ["--precision", variant.axes.precision])
+        return f"{self.folder}: no engine of {variant.id} for {here}.{but} {again}"
+
+
+def _unlink(path: Path) -> int:
+    try:
+        size = path.lstat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
