@@ -181,7 +181,7 @@ class Model:
             self._prompts.clear()
 
     def info(self) -> ModelInfo:
-        """Engine, provider, variant and precision of each tower that is open."""
+        """Engine, provider, variant and precision of each tower that is open; `fell_back` says why no better engine was."""
         towers = {}
         for tower in self._towers:
             if (engine := tower.engine) is not None:
@@ -190,6 +190,7 @@ class Model:
                     "provider": engine.provider,
                     "variant": engine.variant.id,
                     "precision": engine.variant.axes.precision,
+                    **({"fell_back": tower.fell_back} if tower.fell_back else {}),
                 }
         return ModelInfo(self.manifest.name, towers, self._threads, self._decode)
 

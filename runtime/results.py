@@ -41,7 +41,7 @@ class ModelInfo:
     """What really runs. A tower that has not been used yet is not open."""
 
     name: str
-    towers: dict[str, dict[str, str]]  # "image"/"text" -> engine, provider, variant, precision
+    towers: dict[str, dict[str, str]]  # "image"/"text" -> engine, provider, variant, precision[, fell_back]
     threads: int
     decode: str
 

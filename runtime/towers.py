@@ -14,6 +14,7 @@ from edgeclip.runtime import fork
 from edgeclip.runtime.engines import Engine, EngineOptions, Slot, engine_order, local_variants, open_variant
 
 MAX_SPARE_SLOTS = 4  # kept for the next call; the rest are freed
+UNCOUNTED = {"counted": False}  # of a warning that is for information only
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Tower:
         self._wanted, self._precision, self._unload_after = engine, precision, unload_after
         self._ids = tuple(wanted)
         self.variant: Variant | None = None  # what was opened last
+        self.fell_back = ""  # why no engine that comes before the one in use was opened; "": it is the first
+        self._announced = False
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._spare: list[Slot] = []  # last given back, last
@@ -144,41 +147,60 @@ class Tower:
         self._engine, self._spare, self._users, self._timer = None, [], 0, None
 
     def _open(self) -> Engine:
-        reasons: list[EdgeClipError] = []
         _ = self.variants  # refuses what no engine could open
+        failed: dict[str, EdgeClipError] = {}  # engine -> why the variant that it would rather open did not
         for name in engine_order(self._wanted):
-            for variant in self._candidates(name):
-                try:
-                    engine = open_variant(name, self.bundle, variant, self.options)
-                except BundleError:
-                    raise
-                except EdgeClipError as error:
-                    log.info("%s does not open on %s: %s", variant.id, name, error)
-                    reasons.append(error)
-                    continue
-                log.info(
-                    "%s tower: %s on %s (%s, %d threads)",
-                    self.name,
-                    variant.id,
-                    name,
-                    engine.provider,
-                    engine.threads,
-                )
-                self.variant = variant
-                return engine
+            try:
+                engine = self._open_on(name)
+            except BundleError:
+                raise
+            except EdgeClipError as error:
+                failed[name] = error
+                continue
+            self.variant = engine.variant
+            self.fell_back = "; ".join(f"{other}: {error}" for other, error in failed.items())
+            self._announce(engine)
+            return engine
+        first, *others = failed.values()
+        if not others:
+            raise first
+        every = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise EngineError(f"{self.name} tower: opens on no engine. {every}") from first
+
+    def _open_on(self, name: str) -> Engine:
+        """Open the first of the candidates that this engine opens. Raises the reason why the very first did not."""
+        reasons: list[EdgeClipError] = []
+        for variant in self._candidates(name):
+            try:
+                return open_variant(name, self.bundle, variant, self.options)
+            except BundleError:
+                raise
+            except EdgeClipError as error:
+                log.info("%s does not open on %s: %s", variant.id, name, error)
+                reasons.append(error)
         raise reasons[0]
 
+    def _announce(self, engine: Engine) -> None:
+        """Say what runs; once as a warning where an engine that was present, or asked for, did not open."""
+        variant = engine.variant.id
+        log.info(
+            "%s tower: %s on %s (%s, %d threads)", self.name, variant, engine.name, engine.provider, engine.threads
+        )  # fmt: skip
+        if self.fell_back and not self._announced:
+            self._announced = True
+            # nothing went wrong with an input: `--strict` does not count it
+            log.warning("%s tower: runs on %s; %s", self.name, engine.name, self.fell_back, extra=UNCOUNTED)
+
     def _candidates(self, name: str) -> list[Variant]:
-        """What one engine may open: what was built for it, then the bundle's own; last what proved its worth elsewhere only."""
+        """What one engine may open: what was built for it, then the bundle's own; last what proved its worth elsewhere only.
+
+        Raises EngineError where it has none of what is wanted.
+        """
         built = local_variants(name, self.bundle, self.options)
         ids = {variant.id for variant in built}
         own = [v for v in self.bundle.manifest.variants if v.id not in ids]
         own.sort(key=lambda v: bool(v.proven) and name not in v.proven)
-        try:
-            return self._fitting([*built, *own])
-        except EngineError as error:  # this engine has none of the wanted precision
-            log.info("%s: %s", name, error)
-            return []
+        return self._fitting([*built, *own])
 
     def _watch(self) -> None:
         """Start the clock of the idle unload, unless it runs."""

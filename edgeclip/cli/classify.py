@@ -65,7 +65,7 @@ def command(
     top_k: int,
     threshold: float | None,
     bundle: str,
-    engine: str | None,
+    engine: str | tuple[str, ...] | None,
     threads: int | None,
     variants: tuple[str, ...],
     strict: bool,

@@ -7,8 +7,9 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -25,7 +26,16 @@ PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 
 def model_options(command: F) -> F:
-    """`-b/--bundle`, `--variant`, `--engine` and `--threads`: which model runs, on what."""
+    """`-b/--bundle`, `--variant`, `--engine`, `--require` and `--threads`: which model runs, on what.
+
+    The command gets `engine` as `edgeclip.load` takes it.
+    """
+
+    @wraps(command)
+    def parsed(*, engine: str | None, require: str | None, **others: Any) -> Any:
+        return command(engine=wanted_engines(engine, require), **others)
+
+    found = cast("F", parsed)
     for option in (
         click.option(
             "--variant",
@@ -40,8 +50,15 @@ def model_options(command: F) -> F:
             help="CPU threads. Default: one for each physical core that this process may use.",
         ),
         click.option(
+            "--require",
+            metavar="ENGINE",
+            help="What must run it: fail, and say why, rather than run anything else.",
+        ),
+        click.option(
             "--engine",
-            help="What runs it: onnxruntime-cpu or onnxruntime-cuda. Default: the best one that opens here.",
+            metavar="ENGINE[,ENGINE...]",
+            help="What runs it, e.g. onnxruntime-cpu; of several the first that opens, and the others are told with the "
+            "reason. Default: the best one that opens here. `edgeclip doctor` lists them.",
         ),
         click.option(
             "-b",
@@ -51,8 +68,29 @@ def model_options(command: F) -> F:
             help="The model: a bundle folder, a .zip of one, hf:ORG/NAME, or nano.",
         ),
     ):
-        command = option(command)
-    return command
+        found = option(found)
+    return found
+
+
+def wanted_engines(engine: str | None, require: str | None) -> str | tuple[str, ...] | None:
+    """`--engine` and `--require` as `edgeclip.load` takes them: one that must run, several in order, or None for any.
+
+    Raises:
+        InputError: both were given, or an empty name.
+    """
+    if require is not None and engine is not None:
+        raise InputError(
+            f"--engine {engine} and --require {require}: expected one of them. --require allows no other engine."
+        )
+    given = require if require is not None else engine
+    if given is None:
+        return None
+    names = (given,) if require is not None else tuple(part.strip() for part in given.split(","))
+    if not all(names):
+        raise InputError(
+            f"--engine {given!r}: expected names separated by commas, e.g. tensorrt,onnxruntime-cpu."
+        )
+    return names[0] if len(names) == 1 else names
 
 
 def json_option(command: F) -> F:
@@ -148,7 +186,7 @@ class Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line on stderr."""
-        self.count += 1
+        self.count += getattr(record, "counted", True)
         say(record.getMessage())
 
 

@@ -64,7 +64,7 @@ def command(
     batch_size: int,
     codec: str | None,
     bundle: str,
-    engine: str | None,
+    engine: str | tuple[str, ...] | None,
     threads: int | None,
     variants: tuple[str, ...],
     strict: bool,

@@ -41,7 +41,7 @@ def command(
     query: str,
     top_k: int,
     bundle: str,
-    engine: str | None,
+    engine: str | tuple[str, ...] | None,
     threads: int | None,
     variants: tuple[str, ...],
     strict: bool,

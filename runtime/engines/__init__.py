@@ -8,7 +8,7 @@
 
 An engine is one file and one line in `ENGINES`; it is imported when it is used. The file has `present()`, cheap and never raising, and either
  open_engine(path, variant, options)      an engine that reads graphs, or
- open_variant(bundle, variant, options)   one that was built for a bundle ahead; it also has
+ open_variant(bundle, variant, options)   one that keeps something for a bundle; if that is built ahead it also has
  local_variants(bundle, options)          the variants that it was built for, which the bundle need not have.
 """
 
@@ -27,9 +27,12 @@ from edgeclip.runtime.engines.seam import Engine, EngineOptions, Slot, run
 ENGINES: Mapping[str, str] = {
     "onnxruntime-cpu": "edgeclip.runtime.engines.onnxruntime_cpu",
     "onnxruntime-cuda": "edgeclip.runtime.engines.onnxruntime_cuda",
+    "onnxruntime-tensorrt": "edgeclip.runtime.engines.onnxruntime_tensorrt",
+    "onnxruntime-tensorrt-rtx": "edgeclip.runtime.engines.onnxruntime_tensorrt_rtx",
 }
 
-# Without a wish the first of these that opens is taken, and said.
+# Without a wish the first of these that opens is taken, and said. onnxruntime's TensorRT providers are not among them: opening a graph
+# for the first time takes them minutes.
 ORDER = ("onnxruntime-cuda", "onnxruntime-cpu")
 
 __all__ = [
@@ -61,7 +64,7 @@ def open_engine(name: str, path: Path, variant: Variant, options: EngineOptions 
     module = _module(name)
     if not hasattr(module, "open_engine"):
         raise EngineError(
-            f"{path}: {name} opens what was built for a bundle, not a graph alone. Open the bundle."
+            f"{path}: {name} opens a bundle, not a graph alone. Pass the bundle to open_variant."
         )
     engine: Engine = module.open_engine(path, variant, options or EngineOptions())
     return engine

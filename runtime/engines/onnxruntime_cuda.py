@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError, MissingExtraError
+from edgeclip.runtime.engines.nvidia import check_driver, has_gpu
 from edgeclip.runtime.engines.onnxruntime_session import first_line, load_onnxruntime, open_session
 from edgeclip.runtime.engines.seam import EngineOptions, Slot, allocate
 from edgeclip.runtime.threads import usable_cores
@@ -20,23 +22,42 @@ PROVIDER = "CUDAExecutionProvider"
 
 def present() -> bool:
     """Whether this onnxruntime has CUDA built in and the machine has an NVIDIA device. Opening may fail all the same."""
-    if not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")):
+    return built_in(PROVIDER)
+
+
+def built_in(provider: str) -> bool:
+    """Whether the machine has an NVIDIA device and onnxruntime this provider of it. Never raises."""
+    if not has_gpu():
         return False
     try:
-        return PROVIDER in load_onnxruntime("gpu").get_available_providers()
+        return provider in load_onnxruntime("gpu").get_available_providers()
     except MissingExtraError:
         return False
 
 
-def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRuntimeCuda:
-    """Open a graph. Raises EngineError, or MissingExtraError where onnxruntime has no CUDA."""
+def load_with(provider: str, options: EngineOptions) -> Any:
+    """onnxruntime with this provider built in, and with what CUDA libraries Python packages hold.
+
+    Raises:
+        MissingExtraError: it is not, or not installed.
+        EngineError: no driver, or one older than the CUDA of this onnxruntime (unless `options.allow_fallback`).
+    """
     onnxruntime = load_onnxruntime("gpu")
-    if PROVIDER not in onnxruntime.get_available_providers():
+    if provider not in onnxruntime.get_available_providers():
+        what = provider.removesuffix("ExecutionProvider").replace("rt", "RT")
         raise MissingExtraError(
-            "this onnxruntime has no CUDA provider. Run: pip uninstall -y onnxruntime && pip install 'edgeclip[gpu]'"
+            f"this onnxruntime has no {what} provider. Run: pip uninstall -y onnxruntime && pip install 'edgeclip[gpu]'"
         )
+    if not options.allow_fallback:
+        check_driver(onnxruntime)
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* packages
+    return onnxruntime
+
+
+def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRuntimeCuda:
+    """Open a graph. Raises EngineError, or MissingExtraError where onnxruntime has no CUDA."""
+    onnxruntime = load_with(PROVIDER, options)
     threads = options.threads or usable_cores()
     own = {
         "device_id": str(options.device),
@@ -44,17 +65,25 @@ def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRun
         "use_tf32": "0",
     }  # fp32 means fp32
     session = open_session(path, variant, options, PROVIDER, own, threads, install="gpu")
-    return OnnxRuntimeCuda(session, variant, threads, options.device, onnxruntime)
+    # fallen back, and allowed to: then the buffers are the CPU's
+    place = ("cuda", options.device) if session.get_providers()[0] == PROVIDER else ("cpu", 0)
+    return OnnxRuntimeCuda(session, variant, threads, place, onnxruntime)
 
 
 class OnnxRuntimeCuda:
-    """Each slot owns device buffers beside its host arrays; one call is copy in, run, copy out."""
+    """Each slot owns device buffers beside its host arrays; one call is copy in, run, copy out.
+
+    Args:
+        place: where the buffers lie, as OrtValue.ortvalue_from_numpy takes it: device, number, and the maker of a plug-in's device.
+    """
 
     name = NAME
     overlaps = True
 
-    def __init__(self, session: Any, variant: Variant, threads: int, device: int, onnxruntime: Any) -> None:
-        self._session, self.variant, self.threads, self._device = session, variant, threads, device
+    def __init__(
+        self, session: Any, variant: Variant, threads: int, place: tuple[Any, ...], onnxruntime: Any
+    ) -> None:
+        self._session, self.variant, self.threads, self._place = session, variant, threads, place
         self._onnxruntime = onnxruntime
         self.provider: str = session.get_providers()[0]
         self._options = onnxruntime.RunOptions()
@@ -65,9 +94,8 @@ class OnnxRuntimeCuda:
         inputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.inputs}
         outputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.outputs}
         binding = self._session.io_binding()
-        where = "cuda" if self.provider == PROVIDER else "cpu"  # fallen back, and allowed to
         make = self._onnxruntime.OrtValue.ortvalue_from_numpy
-        held = {name: make(array, where, self._device) for name, array in {**inputs, **outputs}.items()}
+        held = {name: make(array, *self._place) for name, array in {**inputs, **outputs}.items()}
         for name in inputs:
             binding.bind_ortvalue_input(name, held[name])
         for name in outputs:
@@ -76,29 +104,34 @@ class OnnxRuntimeCuda:
 
     def submit(self, slot: Slot) -> None:
         """Copy the inputs to the GPU and start the work."""
-        binding, held = slot.binding
-        try:
-            for name, array in slot.inputs.items():
-                held[name].update_inplace(array)
-            binding.synchronize_inputs()
-            self._session.run_with_iobinding(binding, self._options)
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise EngineError(
-                f"{self.variant.id}: onnxruntime failed to run it ({first_line(error)})."
-            ) from error
+        self._start(slot, *slot.binding, self._options)
 
     def wait(self, slot: Slot) -> None:
         """Wait for the GPU and copy the outputs back."""
-        binding, held = slot.binding
-        try:
-            binding.synchronize_outputs()
-            for name, array in slot.outputs.items():
-                np.copyto(array, held[name].numpy())
-        except Exception as error:  # as above
-            raise EngineError(
-                f"{self.variant.id}: onnxruntime failed to run it ({first_line(error)})."
-            ) from error
+        self._finish(slot, *slot.binding)
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+    def _start(self, slot: Slot, binding: Any, held: Mapping[str, Any], options: Any) -> None:
+        with self._one_line():
+            for name, array in slot.inputs.items():
+                held[name].update_inplace(array)
+            binding.synchronize_inputs()
+            self._session.run_with_iobinding(binding, options)
+
+    def _finish(self, slot: Slot, binding: Any, held: Mapping[str, Any]) -> None:
+        with self._one_line():
+            binding.synchronize_outputs()
+            for name, array in slot.outputs.items():
+                np.copyto(array, held[name].numpy())
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise EngineError(
+                f"{self.variant.id}: onnxruntime failed to run it ({first_line(error)})."
+            ) from error

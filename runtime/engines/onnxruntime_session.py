@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ def open_session(
     threads: int,
     *,
     install: str,
+    device: Any = None,
+    whole: bool = False,
 ) -> Any:
     """An InferenceSession whose first provider is the one that was asked for.
 
@@ -41,27 +43,65 @@ def open_session(
         provider: onnxruntime's name of it.
         threads: of one operator on the CPU.
         install: the extra that brings this provider.
+        device: of a provider that is a plug-in, what it was found on; None: the provider is built in.
+        whole: the provider must take the whole graph, as one piece.
     Raises:
         EngineError: too old an onnxruntime, a graph that it cannot open, a graph that is not what the manifest says, or
-            another provider than asked for (unless `options.allow_fallback`).
+            another provider than asked for (unless `options.allow_fallback`), even for one operator of a `whole` graph.
         MissingExtraError: onnxruntime is not installed.
     """
     onnxruntime = load_onnxruntime(install)
     wanted = variant.requires.get("onnxruntime", "0")
-    if _version(onnxruntime.__version__) < _version(wanted):
+    if version_of(onnxruntime.__version__) < version_of(wanted):
         raise EngineError(
             f"{variant.id}: needs onnxruntime {wanted}, this is {onnxruntime.__version__}. Run: pip install -U onnxruntime"
         )
     settings = _session_options(onnxruntime, options, threads)
+    if whole:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    own = {**provider_options, **options.provider_options}
+    if device is not None:
+        settings.add_provider_for_devices([device], own)
     try:
+        # without `enable_fallback=0` it prints on stdout, and opens the graph on the CPU
         session = onnxruntime.InferenceSession(
-            str(path), settings, providers=[(provider, {**provider_options, **options.provider_options})]
+            str(path),
+            settings,
+            providers=None if device is not None else [(provider, own)],
+            enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's errors have no common base
         raise EngineError(f"{path}: onnxruntime cannot open it ({first_line(error)}).") from error
     _check_provider(session, variant, provider, options)
+    if whole:
+        check_whole(assigned(session), variant, provider)
     _check_ports(session, variant, path)
     return session
+
+
+def assigned(session: Any) -> list[tuple[str, int]] | None:
+    """(provider, operators) of each piece into which onnxruntime cut the graph; None: it is older than 1.24 and does not tell.
+
+    A provider that compiles, as TensorRT's do, has one piece for each engine; the others have one for each operator.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    return [(piece.ep_name, len(piece.get_nodes())) for piece in session.get_provider_graph_assignment_info()]
+
+
+def check_whole(pieces: Sequence[tuple[str, int]] | None, variant: Variant, provider: str) -> None:
+    """Raise EngineError unless the provider got the whole graph in one piece: each cut costs two copies and a wait."""
+    if pieces is None or [name for name, _ in pieces] == [provider]:
+        return
+    every, own = (
+        sum(nodes for name, nodes in pieces if name in names)
+        for names in ({n for n, _ in pieces}, {provider})
+    )
+    raise EngineError(
+        f"{variant.id}: {provider} takes {own} of {every} operators, in {sum(name == provider for name, _ in pieces)} pieces; "
+        "want all in one. Use another variant, or another engine."
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -132,7 +172,7 @@ _DTYPES = {
 }
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version_of(text: str) -> tuple[int, ...]:
     """(major, minor, ...) up to the first part that is no number."""
     parts: list[int] = []
     for part in text.split("."):
