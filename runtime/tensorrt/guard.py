@@ -38,9 +38,10 @@ def check_folder(folder: Path) -> None:
         raise EngineError(f"{folder}: expected a folder. Remove it, or choose another place.")
     _check_owner(folder, found)
     if found.st_mode & OTHERS_WRITE:
+        mine = found.st_uid == os.geteuid()
+        mend = f"Run: chmod go-w '{folder}'" if mine else "Choose a folder of your own."
         raise EngineError(
-            f"{folder}: other users may write in it (mode {_mode(found)}), and engines are code. "
-            f"Run: chmod go-w '{folder}'"
+            f"{folder}: other users may write in it (mode {_mode(found)}), and engines are code. {mend}"
         )
 
 

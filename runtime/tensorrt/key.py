@@ -54,7 +54,7 @@ def write_sealed(path: Path, body: bytes, kind: str) -> None:
     """Write a private file under this machine's seal, whole or not at all; the key is made if there is none.
 
     Args:
-        body: a JSON object without its closing "\n}" makes the file JSON; any bytes will do.
+        body: any bytes; a JSON object without its last two, a line feed and a brace, makes the file JSON.
         kind: what it is and what it is for: a file of one kind is refused where another is expected.
     Raises:
         EngineError: the key cannot be made or trusted.
@@ -81,10 +81,10 @@ def read_sealed(path: Path, kind: str, most: int) -> bytes:
 
 def _sealed(key: bytes, body: bytes, kind: str) -> bytes:
     name = kind.encode()
-    signed = (
-        len(name).to_bytes(8, "big") + name + body
-    )  # with its length, so that no byte can move to its neighbour
-    return b'%b%b%b"\n}\n' % (body, _SEAL, hmac.new(key, signed, hashlib.sha256).hexdigest().encode())
+    mac = hmac.new(key, digestmod=hashlib.sha256)
+    for part in (len(name).to_bytes(8, "big"), name, body):  # its length: no byte can move to its neighbour
+        mac.update(part)
+    return b'%b%b%b"\n}\n' % (body, _SEAL, mac.hexdigest().encode())
 
 
 def _read(path: Path) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shlex
+import stat
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -31,13 +32,14 @@ from edgeclip.runtime.tensorrt.record import BuildOptions, Record
 from edgeclip.runtime.tensorrt.records import (
     HALF,
     PLAN,
-    RECORD,
     name_of,
     plan_name,
     read_record,
     read_records,
     write_record,
 )
+
+LOCK = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +69,11 @@ class Store:
         """Make the folder and the key, or say why not: to be called before a build that takes minutes.
 
         Raises:
-            EngineError: others may write there, or it is a bundle; or the key cannot be made or trusted.
+            EngineError: the folder cannot be written, others may write in it, or a bundle lies there; or the key cannot be
+                made or trusted.
         """
-        if (self.folder / MANIFEST).exists():
-            raise EngineError(
-                f"{self.folder}: is a bundle, which never changes. Choose a folder for engines."
-            )
+        if any((folder / MANIFEST).exists() for folder in (self.folder, *self.folder.absolute().parents)):
+            raise EngineError(f"{self.folder}: inside a bundle, which never changes. Choose another folder.")
         make_private(self.folder)
         machine_key(create=True)
         with self._locked():
@@ -146,7 +147,8 @@ class Store:
     def find(
         self,
         *,
-        library: Library | str | None = None,
+        library: Library | None = None,
+        name: str | None = None,
         device: Device | None = None,
         variant: Variant | str | None = None,
         options: BuildOptions | None = None,
@@ -155,12 +157,12 @@ class Store:
         """The engines that may run here, newest first. None: not asked. Never raises.
 
         Args:
-            library: that opens them, or its name where it need not be imported.
+            library: that opens them.
+            name: of the library, where it need not be imported.
             device: that runs them.
             variant: that they are of, or its id.
             options, graphs: that they were built with, exactly.
         """
-        name, imported = (library, None) if isinstance(library, str) else (None, library)
         wanted = variant.id if isinstance(variant, Variant) else variant
         found = []
         for record in self.records():
@@ -172,18 +174,20 @@ class Store:
             )
             if any(wish not in (None, fact) for wish, fact in asked):
                 continue
-            if reason := self.misfit(record, imported, device):
+            if reason := self.misfit(record, library, device):
                 log.info("%s: passed over: %s", self.plan_path(record), reason)
             elif self._is_there(record):
                 found.append(record)
         return found
 
     def local_variants(
-        self, library: Library | str | None = None, device: Device | None = None
+        self, *, library: Library | None = None, name: str | None = None, device: Device | None = None
     ) -> list[Variant]:
         """What there are engines for, newest first, each id once. See `find`."""
-        found = self.find(library=library, device=device)
-        return list({record.variant.id: record.variant for record in reversed(found)}.values())[::-1]
+        newest: dict[str, Variant] = {}
+        for record in self.find(library=library, name=name, device=device):
+            newest.setdefault(record.variant.id, record.variant)
+        return list(newest.values())
 
     def plan(self, record: Record, library: Library | None = None, device: Device | None = None) -> bytes:
         """An engine's bytes after every check. Only these very bytes may be deserialised.
@@ -237,10 +241,14 @@ class Store:
         root = self.folder if record.made_from or self.bundle is None else self.bundle.root
         for name, digest in record.graphs.items():
             path = root / name
-            if path.is_symlink() or not path.is_file() or sha256_file(path) != digest:
+            try:
+                same = not path.is_symlink() and sha256_file(path) == digest
+            except OSError as error:
                 raise EngineError(
-                    f"{path}: missing, or not what the engine was built from. {self._again(record)}"
-                )
+                    f"{path}: cannot be read ({error.strerror or error}). {self._again(record)}"
+                ) from error
+            if not same:
+                raise EngineError(f"{path}: not what the engine was built from. {self._again(record)}")
         return root / record.variant.files[0]
 
     def plan_path(self, record: Record) -> Path:
@@ -254,21 +262,18 @@ class Store:
             self._sweep(name_of(record))
 
     def clear(self) -> int:
-        """Remove the bundle's engines and graphs, what cannot be used, and all caches. Returns the bytes that were freed."""
+        """Remove a bundle's engines and their graphs; from its own folder everything. Returns the bytes that were freed."""
         if not self.folder.is_dir():
             return 0
         with self._locked():
             mine = self.records()
             others = [record for record in read_records(self.folder)[0] if record not in mine]
-            keep = {path for record in others for path in self._files(record)}
             gone = {path for record in mine for path in self._files(record)}
-            gone |= {
-                path
-                for path in self.folder.iterdir()
-                if any(kind.fullmatch(path.name) for kind in (RECORD, PLAN, HALF))
-            }
-            gone |= set(self.folder.glob("*/*.cache"))
-            return sum(_unlink(path) for path in gone - keep)
+            gone -= {path for record in others for path in self._files(record)}
+            gone |= {path for path in self.folder.iterdir() if HALF.fullmatch(path.name)}
+            if self._is_own:
+                gone |= {path for path in self.folder.rglob("*") if path.name != LOCK}
+            return sum(_unlink(path) for path in sorted(gone, reverse=True))  # a folder after what lies in it
 
     def _current(self, record: Record) -> Record:
         """What is kept now under an engine's name."""
@@ -297,7 +302,7 @@ class Store:
             return False
 
     def _locked(self) -> AbstractContextManager[None]:
-        return locked(self.folder / ".lock")
+        return locked(self.folder / LOCK)
 
     def _sweep(self, name: str) -> None:
         """Under the lock: remove plans of this name that no record names, and halves that killed writers left."""
@@ -316,33 +321,31 @@ class Store:
         return self._command(record.library, ["--precision", record.variant.axes.precision, *archs])
 
     def _command(self, library: str, more: list[str]) -> str:
-        root = str(self.bundle.root) if self.bundle else "BUNDLE"
-        own = self.bundle is not None and self.folder == default_folder(self.bundle)
-        words = [
-            "edgeclip",
-            "build",
-            root,
-            "--target",
-            library,
-            *more,
-            *([] if own else ["-o", str(self.folder)]),
-        ]
-        return f"Run: {shlex.join(words)}"
+        words = ["edgeclip", "build", str(self.bundle.root) if self.bundle else "BUNDLE", "--target", library]
+        return f"Run: {shlex.join([*words, *more, *([] if self._is_own else ['-o', str(self.folder)])])}"
+
+    @property
+    def _is_own(self) -> bool:
+        return self.bundle is not None and self.folder == default_folder(self.bundle)
 
     def _nothing(self, variant: Variant, library: Library, device: Device) -> str:
+        """The message for a variant without an engine, with the reason for the newest that there is."""
+        why = [
+            f"One was {self.misfit(record, library, device) or 'lost'}. "
+            for record in self.records()
+            if record.variant.id == variant.id
+        ]
         here = f"{library.name} {library.version} on {device.name} ({device.arch})"
-        others = [record for record in self.records() if record.variant.id == variant.id]
-        why = [self.misfit(record, library, device) or "its plan is missing" for record in others]
-        why += read_records(self.folder)[1]
-        but = f" The newest there is: {why[0]}." if why else ""
         again = self._command(library.name, ["--precision", variant.axes.precision])
-        return f"{self.folder}: no engine of {variant.id} for {here}.{but} {again}"
+        but = next(iter([*why, *(f"{line} " for line in read_records(self.folder)[1])]), "")
+        return f"{self.folder}: no engine of {variant.id} for {here}. {but}{again}"
 
 
 def _unlink(path: Path) -> int:
+    """Remove a file or an empty folder. Returns its bytes."""
     try:
-        size = path.lstat().st_size
-        path.unlink()
+        found = path.lstat()
+        path.rmdir() if stat.S_ISDIR(found.st_mode) else path.unlink()
     except FileNotFoundError:
         return 0
-    return size
+    return 0 if stat.S_ISDIR(found.st_mode) else found.st_size
