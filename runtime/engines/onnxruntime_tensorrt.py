@@ -85,11 +85,10 @@ def check_reads(variant: Variant, version: str) -> None:
 
 
 def profile_of(bundle: Bundle, variant: Variant) -> Profile:
-    """The sizes that an engine is built for."""
-    from edgeclip.runtime.tensorrt.builder import profiles_for
+    """The sizes that an engine is built for; {}: none is free."""
+    from edgeclip.runtime.tensorrt.profiles import profiles_for
 
-    (profile,) = profiles_for(variant, bundle.manifest, (BATCHES,))
-    return profile
+    return next(iter(profiles_for(variant, bundle.manifest, (BATCHES,))), {})
 
 
 def shapes(variant: Variant, profile: Profile, option: str) -> dict[str, str]:
