@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime import fork
-from edgeclip.runtime.engines import Engine, Slot, run
+from edgeclip.runtime.engines import Engine, Slot, rows_at_once, run
 from edgeclip.runtime.images import DecodeLimits, Picture, Preprocessor
 from edgeclip.runtime.images.decode import Color
 from edgeclip.runtime.images.preprocess import Decode
@@ -84,8 +84,9 @@ class Pictures:
         ahead: tuple[Slot, Errors] | None = None
         asked = query or Query(self._tower)
         with asked.tower.lease() as engine:
+            rows = rows_at_once(engine, batch_size)
             try:
-                while chunk := list(islice(source, batch_size)):
+                while chunk := list(islice(source, rows)):
                     slot = asked.tower.take(engine, len(chunk), asked.sizes)
                     for name, array in asked.beside.items():
                         slot.inputs[name][:] = array
@@ -122,8 +123,9 @@ class Pictures:
                 raise InputError(
                     f"pixels: expected {port.dtype} ({wanted}), got {pixels.dtype} {pixels.shape}."
                 )
-            for start in range(0, len(pixels), batch_size):
-                part = pixels[start : start + batch_size]
+            rows = rows_at_once(engine, batch_size)
+            for start in range(0, len(pixels), rows):
+                part = pixels[start : start + rows]
                 slot = self._tower.take(engine, len(part))
                 slot.inputs["pixels"][:] = part
                 found[start : start + len(part)] = run(engine, slot)["embeddings"]

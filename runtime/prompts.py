@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime import fork
-from edgeclip.runtime.engines import run
+from edgeclip.runtime.engines import rows_at_once, run
 from edgeclip.runtime.text import TextEncoder
 from edgeclip.runtime.towers import Tower
 
@@ -99,8 +99,9 @@ class Prompts:
         )  # like lengths share a batch: less padding
         with self._tower.lease() as engine:
             length = engine.variant.inputs[0].shape[1]
-            for start in range(0, len(order), self._batch_size):
-                part = order[start : start + self._batch_size]
+            rows = rows_at_once(engine, self._batch_size)
+            for start in range(0, len(order), rows):
+                part = order[start : start + rows]
                 longest = encoded.lengths[part[-1]]
                 sizes = {length: longest} if isinstance(length, str) else None
                 slot = self._tower.take(engine, len(part), sizes)

@@ -22,11 +22,13 @@ from types import ModuleType
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.store import check_again
 from edgeclip.errors import EngineError
-from edgeclip.runtime.engines.seam import Engine, EngineOptions, Slot, run
+from edgeclip.runtime.engines.seam import Engine, EngineOptions, Slot, rows_at_once, run
 
 ENGINES: Mapping[str, str] = {
     "onnxruntime-cpu": "edgeclip.runtime.engines.onnxruntime_cpu",
     "onnxruntime-cuda": "edgeclip.runtime.engines.onnxruntime_cuda",
+    "tensorrt": "edgeclip.runtime.engines.tensorrt",
+    "tensorrt-rtx": "edgeclip.runtime.engines.tensorrt_rtx",
     "onnxruntime-tensorrt": "edgeclip.runtime.engines.onnxruntime_tensorrt",
     "onnxruntime-tensorrt-rtx": "edgeclip.runtime.engines.onnxruntime_tensorrt_rtx",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "local_variants",
     "open_engine",
     "open_variant",
+    "rows_at_once",
     "run",
 ]
 

@@ -79,6 +79,11 @@ def run(engine: Engine, slot: Slot) -> dict[str, NDArray[Any]]:
     return slot.outputs
 
 
+def rows_at_once(engine: Engine, wanted: int) -> int:
+    """`wanted`, or fewer where an engine was built for no more (its `max_batch`)."""
+    return min(wanted, getattr(engine, "max_batch", wanted))
+
+
 def allocate(port: Port, batch: int, sizes: Mapping[str, int]) -> NDArray[Any]:
     """A zeroed array for a port. Raises EngineError where a symbolic size has no value."""
     known = {"N": batch, **sizes}

@@ -1,0 +1,153 @@
+"""One execution context with its buffers: what one thread at a time computes with."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeclip.bundle.manifest import Port
+from edgeclip.errors import EngineError
+from edgeclip.runtime import cuda
+from edgeclip.runtime.engines.tensorrt_place import Place
+from edgeclip.runtime.engines.tensorrt_shapes import Shape, concrete
+
+log = logging.getLogger(__name__)
+
+
+class Lane:
+    """Copies in and out on a stream of its own, and work on the place's, tied together by events: copying overlaps computing.
+
+    Args:
+        context: of the engine, without memory of its own.
+        shape: its profile, and the room of the buffers.
+        graphs: record what is queued as a CUDA graph, once the same shape came twice.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        place: Place,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        shape: Shape,
+        *,
+        graphs: bool,
+    ) -> None:
+        self._context, self._place, self._graphs = context, place, graphs
+        self.inputs, self.outputs = inputs, outputs
+        device = place.device
+        with cuda.on(device):
+            self._stream = cuda.Stream(device)
+            self._filled, self._computed = cuda.Event(device), cuda.Event(device)
+            self.host = {
+                port.name: cuda.Pinned(device, _bytes(port, shape.room)) for port in [*inputs, *outputs]
+            }
+            self._unified = cuda.unified(device)
+            self._memory: Mapping[str, Any] = (
+                self.host
+                if self._unified
+                else {name: cuda.Memory(device, pinned.size) for name, pinned in self.host.items()}
+            )
+            _done(context.set_optimization_profile_async(shape.profile, self._stream.handle))
+            self._stream.synchronize()
+            for name, memory in self._memory.items():
+                _done(context.set_tensor_address(name, memory.address))
+        self._run: Mapping[str, int] = {}  # sizes that the context is set to
+        self._warm = False  # it ran in them
+        self._graph: cuda.Graph | None = None
+        self._moved = -1  # where the scratch memory was when the context was told
+
+    def submit(self, run: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        """Queue one call.
+
+        Args:
+            run: symbolic sizes that the engine runs in.
+            sizes: those that the caller filled and will read.
+        Raises:
+            EngineError: TensorRT or CUDA refused.
+        """
+        if self._context is None:
+            raise EngineError("this engine was closed. Open it again.")
+        with cuda.on(self._place.device):
+            if not self._unified:
+                for port in self.inputs:
+                    self._stream.copy_in(
+                        self._memory[port.name].address, self.host[port.name].handle, _bytes(port, sizes)
+                    )
+            self._stream.mark(self._filled)
+            with self._place.lock:
+                self._place.stream.after(self._filled)
+                self._compute(run)
+                self._place.stream.mark(self._computed)
+            self._stream.after(self._computed)
+            if not self._unified:
+                for port in self.outputs:
+                    self._stream.copy_out(
+                        self.host[port.name].handle, self._memory[port.name].address, _bytes(port, sizes)
+                    )
+
+    def wait(self) -> None:
+        """Until what was queued is done."""
+        with cuda.on(self._place.device):
+            self._stream.synchronize()
+
+    def close(self) -> None:
+        """Wait, and free everything but the pinned memory, which somebody's arrays may lie in."""
+        if self._context is None:
+            return
+        try:
+            self.wait()
+        except EngineError as error:  # the GPU's state is lost; what is freed here is gone already
+            log.warning("%s", error)
+        with self._place.lock:
+            self._context = None
+            for thing in (self._graph, self._stream, self._filled, self._computed):
+                if thing is not None:
+                    thing.free()
+            if not self._unified:
+                for memory in self._memory.values():
+                    memory.free()
+
+    def _compute(self, run: Mapping[str, int]) -> None:
+        scratch = self._place.scratch
+        if self._moved != self._place.moved:
+            self._context.set_device_memory(scratch.address, scratch.size)
+            self._moved, self._graph = self._place.moved, None
+        if self._run != run:
+            self._run, self._warm, self._graph = {}, False, None
+            for port in self.inputs:
+                _done(self._context.set_input_shape(port.name, concrete(port, run)))
+            self._run = dict(run)
+        if self._graph is None and self._graphs and self._warm:
+            self._keep()
+        if self._graph is not None:
+            self._graph.launch(self._place.stream)
+        else:
+            self._enqueue()  # also sets up what a recording may not: it must come first
+            self._warm = True
+
+    def _keep(self) -> None:
+        """Record the work."""
+        try:
+            self._graph = cuda.Graph(self._place.stream, self._enqueue)
+        except EngineError as error:
+            self._graphs = False
+            log.warning(
+                "its work is queued piece by piece: it cannot be recorded as a CUDA graph (%s)", error
+            )
+
+    def _enqueue(self) -> None:
+        _done(self._context.execute_async_v3(self._place.stream.handle))
+
+
+def _done(done: bool) -> None:
+    if not done:
+        raise EngineError("TensorRT failed to run it.")
+
+
+def _bytes(port: Port, sizes: Mapping[str, int]) -> int:
+    return max(1, math.prod(concrete(port, sizes)) * np.dtype(port.dtype).itemsize)
