@@ -35,7 +35,7 @@ ENGINES: Mapping[str, str] = {
 
 # Without a wish the first of these that opens is taken, and said. onnxruntime's TensorRT providers are not among them: opening a graph
 # for the first time takes them minutes.
-ORDER = ("onnxruntime-cuda", "onnxruntime-cpu")
+ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 
 __all__ = [
     "ENGINES",

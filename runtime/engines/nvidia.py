@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import EngineError, MissingExtraError
+from edgeclip.runtime.cuda import NODES
 
-# of a desktop or server, of a Jetson (two generations of its driver), of Windows' Linux
-NODES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")
 TENSORRT = ("nvinfer", "nvinfer_plugin", "nvonnxparser")  # each needs the ones before
 
 

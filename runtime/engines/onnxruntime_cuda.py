@@ -104,7 +104,8 @@ class OnnxRuntimeCuda:
 
     def submit(self, slot: Slot) -> None:
         """Copy the inputs to the GPU and start the work."""
-        self._start(slot, *slot.binding, self._options)
+        binding, held = slot.binding
+        self._start(slot, binding, held, self._options)
 
     def wait(self, slot: Slot) -> None:
         """Wait for the GPU and copy the outputs back."""

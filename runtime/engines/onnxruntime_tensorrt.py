@@ -118,6 +118,8 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     def __init__(self, *arguments: Any, name: str, bounds: Profile, graph_key: str = "") -> None:
         super().__init__(*arguments)
         self.name, self._bounds, self._graph_key = name, bounds, graph_key
+        if "N" in bounds:
+            self.max_batch = bounds["N"][2]  # whoever has more rows makes several calls
         self._graphs = itertools.count(1)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=name)
 
