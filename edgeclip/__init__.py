@@ -23,16 +23,19 @@ from edgeclip.errors import (
     SourceError,
     TrainingError,
 )
+from edgeclip.version import __version__
 
 if TYPE_CHECKING:
     from edgeclip.bundle import Bundle, open_bundle
+    from edgeclip.export.prepare import build_engines
     from edgeclip.runtime.labels import LabelPack
     from edgeclip.runtime.model import Model, load
     from edgeclip.runtime.results import Classification
-
-__version__ = "0.1.0"
+    from edgeclip.runtime.tensorrt.settings import BuildSettings
 
 _LATE = {
+    "BuildSettings": "edgeclip.runtime.tensorrt.settings",
+    "build_engines": "edgeclip.export.prepare",
     "Bundle": "edgeclip.bundle",
     "open_bundle": "edgeclip.bundle",
     "Classification": "edgeclip.runtime.results",
@@ -42,6 +45,7 @@ _LATE = {
 }
 
 __all__ = [
+    "BuildSettings",
     "Bundle",
     "BundleError",
     "CheckFailed",
@@ -55,6 +59,7 @@ __all__ = [
     "SourceError",
     "TrainingError",
     "__version__",
+    "build_engines",
     "load",
     "open_bundle",
 ]

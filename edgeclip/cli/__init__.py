@@ -27,6 +27,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "inspect": "edgeclip.cli.inspect",
     "compress": "edgeclip.cli.compress",
     "bake": "edgeclip.cli.bake",
+    "build": "edgeclip.cli.build",
     "triton": "edgeclip.cli.triton",
     "classify": "edgeclip.cli.classify",
     "codecs": "edgeclip.cli.codecs",
