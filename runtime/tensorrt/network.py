@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from edgeclip.bundle import Variant
+from edgeclip.runtime.tensorrt.flavour import has_kernel
 from edgeclip.runtime.tensorrt.record import EngineReport, NetworkReport
 
 WORDS: Mapping[str, str] = {"FLOAT": "fp32", "HALF": "fp16"}  # the others only in small letters, e.g. "BF16"
@@ -19,6 +20,7 @@ _MOVES = ("SHUFFLE", "IDENTITY", "CAST", "SLICE", "SQUEEZE", "UNSQUEEZE")
 # Of the weights, how many must multiply in the promised type. A SigLIP in fp16 keeps 86 nodes in fp32, and they hold none of
 # the weights; a search may quantise but a few layers.
 LEAST: Mapping[str, float] = {"fp32": 0.5, "fp16": 0.5, "bf16": 0.5, "int8": 0.1, "fp8": 0.1, "int4": 0.1}
+MOST_UNFUSED = 0.5  # of the Attention operators: the last block's single query may have no fused kernel, and hardly needs one
 MOST_REFORMATS = 0.25  # of an engine's layers
 
 
@@ -37,6 +39,7 @@ def read_network(module: Any, network: Any) -> NetworkReport:
         module,
         {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)},
     )
+    attention = _attention(network)
     products: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for layer in layers:
@@ -48,11 +51,37 @@ def read_network(module: Any, network: Any) -> NetworkReport:
         layers=len(layers),
         products=dict(products),
         weights={name: count for name, count in weights.items() if count},
-        attention=sum(
-            layer.type.name == "ATTENTION_INPUT" for layer in layers
-        ),  # and as many ATTENTION_OUTPUT
+        attention=len(attention),
+        unfused=sum(not _fused(layer) for layer in attention),
         types=dict(Counter(word(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)),
     )
+
+
+def write_out_attention(module: Any, network: Any) -> int:
+    """Let the library write out each Attention operator that has no fused kernel; it would refuse the network otherwise.
+
+    The others stay unmarked, so that an engine of them is the proof that each became one kernel.
+
+    Returns:
+        How many were marked.
+    """
+    plain = [layer for layer in _attention(network) if not _fused(layer)]
+    for layer in plain:
+        layer.__class__ = module.IAttentionInputLayer
+        layer.attention.decomposable = True
+    return len(plain)
+
+
+def _attention(network: Any) -> list[Any]:
+    """Where each Attention operator begins; each has an ATTENTION_OUTPUT as well."""
+    layers = (network.get_layer(i) for i in range(network.num_layers))
+    return [layer for layer in layers if layer.type.name == "ATTENTION_INPUT"]
+
+
+def _fused(layer: Any) -> bool:
+    queries = layer.get_input(0)
+    _, heads, count, width = queries.shape
+    return has_kernel(word(queries.dtype), heads, count, width)
 
 
 def word(dtype: Any) -> str:
@@ -114,6 +143,8 @@ def judge(variant: Variant, network: NetworkReport, engine: EngineReport | None)
     found = [*_of_types(variant, network)]
     if variant.axes.attention == "op" and not network.attention:
         found.append("attention: the Attention operator was promised, the network has none")
+    if network.unfused > MOST_UNFUSED * network.attention:
+        found.append(f"attention: {network.unfused} of {network.attention} operators have no fused kernel")
     if engine is not None:
         found += _of_engine(variant, network, engine)
     return tuple(found)
@@ -136,7 +167,11 @@ def _of_engine(variant: Variant, network: NetworkReport, engine: EngineReport) -
         yield f"engine types: {promised} was promised, {engine.types.get(promised, 0)} of {floats} layers give it"
     if promised in ("int8", "fp8") and engine.types and promised not in engine.types and not engine.opaque:
         yield f"engine types: {promised} was promised, no layer gives it"
-    wanted = network.attention if attention == "op" else int(attention == "decomposed" and promised != "fp32")
+    wanted = (
+        network.attention - network.unfused
+        if attention == "op"
+        else int(attention == "decomposed" and promised != "fp32")
+    )
     if engine.fused_attention < wanted and not engine.opaque:
         what = f"{engine.fused_attention} of {wanted}" if attention == "op" else "none"
         yield f"engine attention: {what} fused into one kernel"

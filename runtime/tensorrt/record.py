@@ -45,6 +45,7 @@ class NetworkReport:
     weights: Mapping[str, int]  # elements of their weights by data type of the product
     attention: int  # attention operators
     types: Mapping[str, int]  # layers by data type of their first output
+    unfused: int = 0  # of the attention operators: those that no fused kernel is known for
 
 
 @dataclass(frozen=True)
