@@ -41,6 +41,8 @@ def command(bundle: str, memory: bool, as_json: bool) -> None:
         from edgeclip.runtime.codecs import Codecs
 
         record["codecs_measured"] = dict(Codecs.open(opened.path(opened.manifest.codecs)).measured)
+    if engines := _engines(opened):
+        record["engines"] = engines
     if as_json:
         emit(record)
     else:
@@ -58,6 +60,24 @@ def _record(bundle: Bundle) -> dict[str, Any]:
         "size_bytes": sum(entry["size"] for entry in files.values()),
         **record,
     }
+
+
+def _engines(bundle: Bundle) -> list[dict[str, Any]]:
+    """What was built for it on this machine, newest first."""
+    from edgeclip.cli.build import proof_of, targets_of
+    from edgeclip.runtime.engines.seam import EngineOptions
+    from edgeclip.runtime.tensorrt.store import store_of
+
+    return [
+        {
+            "variant": record.variant.id,
+            "engine": f"{record.library} {record.version}",
+            "for": targets_of(record),
+            "size_bytes": record.size,
+            "proof": proof_of(record),
+        }
+        for record in store_of(bundle, EngineOptions()).records()
+    ]
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -106,6 +126,10 @@ def _print(record: dict[str, Any]) -> None:
             _size(memory[variant["id"]]) if variant["id"] in memory else "-",
         )
     out.print(table)
+    for engine in record.get("engines", ()):
+        out.print(
+            f"engine: {engine['variant']} by {engine['engine']} for {engine['for']}, {_size(engine['size_bytes'])}, {engine['proof']}"
+        )
     if "codecs_measured" in record:
         from edgeclip.cli.codecs import codec_table
 
