@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import shlex
 from pathlib import Path
 
 from edgeclip.errors import EngineError
@@ -41,7 +42,7 @@ def machine_key(*, create: bool = False) -> bytes:
         if os.environ.get(VARIABLE):
             raise EngineError(
                 f"{path}: no such engine key, which ${VARIABLE} names. Copy the key of the machine that builds your "
-                f"engines, or make one: (umask 077; head -c {BYTES} /dev/urandom > '{path}')"
+                f"engines, or make one: (umask 077; head -c {BYTES} /dev/urandom > {shlex.quote(str(path))})"
             ) from None
         if not create:
             raise EngineError(

@@ -64,7 +64,9 @@ def read_record(folder: Path, name: str) -> Record:
     except BundleError as error:
         raise EngineError(f"{error} Build the engine again.") from error
     if name_of(record) != name:
-        raise EngineError(f"{path}: is a renamed copy of {name_of(record)}.json. Remove it.")
+        raise EngineError(
+            f"{path}: its name does not follow from its content: a renamed copy, or another edgeclip's. Remove it."
+        )
     return record
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,5 +101,5 @@ def _empty(folder: Path) -> None:
                 path.unlink()
     except OSError as error:
         raise EngineError(
-            f"{folder}: cannot be emptied ({error.strerror or error}). Run: rm -r '{folder}'"
+            f"{folder}: cannot be emptied ({error.strerror or error}). Run: rm -r {shlex.quote(str(folder))}"
         ) from error

@@ -154,7 +154,7 @@ class Store:
         options: BuildOptions | None = None,
         graphs: Mapping[str, str] | None = None,
     ) -> list[Record]:
-        """The engines that may run here, newest first. None: not asked. Never raises.
+        """The engines that may run here, newest first. None: not asked. Looks at no plan. Never raises.
 
         Args:
             library: that opens them.
@@ -176,7 +176,7 @@ class Store:
                 continue
             if reason := self.misfit(record, library, device):
                 log.info("%s: passed over: %s", self.plan_path(record), reason)
-            elif self._is_there(record):
+            else:
                 found.append(record)
         return found
 
@@ -272,7 +272,7 @@ class Store:
             gone -= {path for record in others for path in self._files(record)}
             gone |= {path for path in self.folder.iterdir() if HALF.fullmatch(path.name)}
             if self._is_own:
-                gone |= {path for path in self.folder.rglob("*") if path.name != LOCK}
+                gone |= {path for path in self.folder.rglob("*") if path != self.folder / LOCK}
             return sum(_unlink(path) for path in sorted(gone, reverse=True))  # a folder after what lies in it
 
     def _current(self, record: Record) -> Record:
@@ -331,7 +331,7 @@ class Store:
     def _nothing(self, variant: Variant, library: Library, device: Device) -> str:
         """The message for a variant without an engine, with the reason for the newest that there is."""
         why = [
-            f"One was {self.misfit(record, library, device) or 'lost'}. "
+            f"One was {self.misfit(record, library, device)}. "
             for record in self.records()
             if record.variant.id == variant.id
         ]
@@ -348,4 +348,6 @@ def _unlink(path: Path) -> int:
         path.rmdir() if stat.S_ISDIR(found.st_mode) else path.unlink()
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be removed ({error.strerror or error}).") from error
     return 0 if stat.S_ISDIR(found.st_mode) else found.st_size
