@@ -1,0 +1,412 @@
+"""An image tower on an NVIDIA GPU: edgeclip's engines beside PyTorch, eager and compiled, in one run on one machine.
+
+    python -m benchmarks.gpu                                 ViT-B/32; add --models b32 l14 for both
+    python -m benchmarks.gpu --only cuda torch --batches 1 32 --minutes 5
+
+Needs an NVIDIA driver, this repository, and in one Python, with nothing to download while it runs:
+  torch with CUDA, transformers, timm, onnx, onnxscript, safetensors, tokenizers, numpy, pillow, opencv-python-headless, click, rich, ftfy,
+  onnxruntime-gpu of the same CUDA major version as torch (1.27 and newer: CUDA 13; before: 12), instead of onnxruntime, with cuDNN 9;
+  optional: cuda-bindings with tensorrt-rtx-cu13 or tensorrt; onnxruntime-ep-nv-tensorrt-rtx. What is absent becomes a row with the reason.
+
+Weights are random, at the real shape; source, bundle (proved on the CPU) and its fp16 graphs are made in WORK at the first run. A call is
+what a program sees: float32 pixels in host memory to float32 embeddings in host memory, both copies included. All contestants are warm and
+take turns in an order that changes from round to round. Fidelity is to fp32 on the CPU. After --minutes nothing more is started, so that
+a run with a limit ends with figures; what was left out is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("b32", "b16", "l14")
+TURN_S, WARM_UP = 0.3, 5  # of one contestant in one round; calls before
+MAX_CALLS = 300  # of one turn
+PACKAGES = (
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-bindings",
+    "triton",
+)
+
+Array = NDArray[Any]
+Call = Callable[[], Array]  # -> (N, D) float32
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A contestant that is ready."""
+
+    prepare: Callable[[Array], Call]  # (N, 3, H, W) float32 pixels
+    uses: str  # the provider and the graph, read back
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the table."""
+
+    name: str
+    open: Callable[[Path], Runner]  # the model's folder
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, look for a GPU, measure, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["b32"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of the contestants' names")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=32, help="on which fidelity is measured")
+    parser.add_argument("--minutes", type=float, default=5.0, help="after which nothing more is started")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache/gpu")
+    parser.add_argument("-o", "--output", type=Path, help="default: benchmarks/results/gpu_<device>")
+    options = parser.parse_args(arguments)
+    device = describe()
+    output = (
+        options.output or ROOT / f"benchmarks/results/gpu_{re.sub(r'[^a-z0-9]+', '-', device['gpu'].lower())}"
+    )
+    deadline = time.monotonic() + 60 * options.minutes
+    for model in options.models:
+        folder = options.work / model
+        prepare(folder, model)
+        pixels = np.load(folder / "held.npy")[: options.pictures]
+        chosen = [each for each in CONTESTANTS if any(part in each.name for part in options.only)]
+        rows = measure(chosen, folder, pixels, options.batches, options.rounds, deadline)
+        write(output, model, {"machine": device, "rounds": options.rounds, "rows": rows})
+
+
+def describe() -> dict[str, str]:
+    """The GPU, its driver, and the versions. Exits with one line where there is none."""
+    from importlib import metadata
+
+    from benchmarks.machine import describe as describe_machine
+    from edgeclip.runtime.engines.nvidia import driver_cuda, has_gpu
+
+    served = driver_cuda() if has_gpu() else None
+    if served is None:
+        raise SystemExit(
+            "benchmarks.gpu: no NVIDIA GPU with a driver on this machine; see `edgeclip doctor`."
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"benchmarks.gpu: torch {torch.__version__} does not see the GPU. Install torch with CUDA."
+        )
+    found = {
+        "gpu": torch.cuda.get_device_name(),
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        "driver_cuda": f"{served[0]}.{served[1]}",
+        "torch_cuda": str(torch.version.cuda),
+        **describe_machine(),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def prepare(folder: Path, model: str) -> None:
+    """Write the source, its bundle, and the bundle with fp16 graphs of both flavours, unless they are there."""
+    from benchmarks.contestants import write_source
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_source(folder, model)
+    if (folder / "bundle").exists():
+        return
+    from edgeclip.export.api import ExportSettings, export_bundle
+    from edgeclip.export.derive import NewVariant, derive_bundle, read_graph
+    from edgeclip.export.precision import Request, convert
+    from edgeclip.models.sources import load_source
+
+    exported = export_bundle(
+        load_source(str(folder / "source")), folder / "exported", ExportSettings(overwrite=True)
+    ).bundle
+    new = []
+    for base in exported.manifest.variants_of("image"):
+        graph = convert(
+            read_graph(exported, base), "fp16", Request(inputs=np.load(folder / "calibration.npy")[:8])
+        ).model
+        axes = replace(base.axes, precision="fp16")
+        variant = replace(
+            base, id=axes.name("image"), axes=axes, fidelity=None, requires={**base.requires, "engine": "gpu"}
+        )
+        new.append(NewVariant(variant, graph))
+    derive_bundle(
+        exported,
+        folder / "bundle",
+        new,
+        order=lambda found: sorted(found, key=lambda v: v.axes.precision != "fp32"),
+    )
+
+
+def measure(
+    contestants: Sequence[Contestant],
+    folder: Path,
+    pixels: Array,
+    batches: Sequence[int],
+    rounds: int,
+    deadline: float,
+) -> list[dict[str, Any]]:
+    """Open all, then time them in turns, batch by batch.
+
+    Args:
+        pixels: (N, 3, H, W) float32, on which fidelity is measured and of which the batches are made.
+        deadline: of time.monotonic(), after which nothing is opened, no batch warmed up and no round begun.
+    Returns:
+        A row for each contestant, with p50 and p90 in ms and pictures a second for each batch; or why it has none.
+    """
+    rows: list[dict[str, Any]] = [{"contestant": each.name, "batches": {}} for each in contestants]
+    runners: dict[int, Runner] = {}
+    for i, each in enumerate(contestants):
+        _attempt(rows[i], deadline, lambda i=i, each=each: runners.update({i: each.open(folder)}))
+    reference = _cpu(folder).prepare(pixels)() if runners else None
+    for i, runner in list(runners.items()):
+        rows[i]["uses"] = runner.uses
+        fidelity = _attempt(rows[i], deadline, lambda runner=runner: _fidelity(runner, pixels, reference))
+        rows[i].update(fidelity or {})
+    for batch in batches:
+        repeated = np.resize(pixels, (batch, *pixels.shape[1:]))
+        calls: dict[int, tuple[Call, int]] = {}
+        for i, runner in runners.items():
+            found: dict[str, Any] = {}
+            ready = _attempt(
+                found, deadline, lambda runner=runner, repeated=repeated: _warm(runner.prepare(repeated))
+            )
+            rows[i]["batches"][str(batch)] = found
+            if ready is not None:
+                calls[i] = ready
+        for i, times in _turns(calls, rounds, deadline).items():
+            rows[i]["batches"][str(batch)] = _figures(times, batch)
+    return rows
+
+
+def _attempt(row: dict[str, Any], deadline: float, work: Callable[[], Any]) -> Any:
+    """What the work gives; where it fails, the reason goes into the row: other people's errors have no common base."""
+    if time.monotonic() > deadline:
+        row["failed"] = "left out: the time was up"
+        return None
+    try:
+        return work()
+    except Exception as error:
+        row["failed"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        return None
+
+
+def _warm(call: Call) -> tuple[Call, int]:
+    """-> the call, how many of it make a turn."""
+    for _ in range(WARM_UP):
+        call()
+    start = time.perf_counter()
+    call()
+    return call, min(max(int(TURN_S / (time.perf_counter() - start)), 2), MAX_CALLS)
+
+
+def _turns(calls: Mapping[int, tuple[Call, int]], rounds: int, deadline: float) -> dict[int, list[float]]:
+    """Milliseconds of each call, of whoever had a turn. Each round begins with another one."""
+    times: dict[int, list[float]] = {i: [] for i in calls}
+    order = list(calls)
+    for number in range(rounds):
+        if number and time.monotonic() > deadline:
+            break
+        first = number % max(len(order), 1)
+        for i in order[first:] + order[:first]:
+            call, count = calls[i]
+            for _ in range(count):
+                start = time.perf_counter()
+                call()
+                times[i].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def _figures(times: Sequence[float], batch: int) -> dict[str, float]:
+    p50, p90 = np.percentile(times, [50, 90])
+    return {
+        "p50_ms": round(float(p50), 3),
+        "p90_ms": round(float(p90), 3),
+        "pictures_per_s": round(1000 * batch / float(p50), 1),
+    }
+
+
+def _fidelity(runner: Runner, pixels: Array, reference: Array) -> dict[str, float]:
+    """Agreement with fp32 on the CPU, in float64: the smallest cosine, and the mean distance over that of different pictures."""
+    found, want = (_unit(rows) for rows in (runner.prepare(pixels)(), reference))
+    between = np.linalg.norm(want[:, None] - want[None], axis=2)[np.triu_indices(len(want), 1)]
+    distance = np.linalg.norm(found - want, axis=1).mean() / np.median(between)
+    return {
+        "relative_distance": round(float(distance), 6),
+        "cosine_min": round(float((found * want).sum(axis=1).min()), 7),
+        "max_abs": float(f"{np.abs(found - want).max():.2e}"),
+    }
+
+
+def _unit(rows: Array) -> Array:
+    wide = rows.astype(np.float64)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
+
+
+def _cpu(folder: Path) -> Runner:
+    return _engine("onnxruntime-cpu", "fp32")(folder)
+
+
+def _engine(name: str, precision: str, attention: str = "", batches: str = "") -> Callable[[Path], Runner]:
+    """One of edgeclip's engines on the first graph of a precision that it opens.
+
+    Args:
+        attention: "decomposed" or "op"; "": either.
+        batches: least:best:most, of an engine that is built first.
+    """
+
+    def start(folder: Path) -> Runner:
+        from edgeclip.bundle import open_bundle
+        from edgeclip.errors import EdgeClipError
+        from edgeclip.runtime.engines import EngineOptions, local_variants, open_variant, run
+
+        bundle, options = open_bundle(folder / "bundle"), EngineOptions()
+        if batches:
+            _build(bundle, name, precision, batches)
+        every = {
+            v.id: v for v in (*local_variants(name, bundle, options), *bundle.manifest.variants_of("image"))
+        }
+        fitting = [
+            v for v in every.values() if v.axes.precision == precision and attention in ("", v.axes.attention)
+        ]
+        reasons: list[EdgeClipError] = []
+        for variant in fitting:
+            try:
+                engine = open_variant(name, bundle, variant, options)
+            except EdgeClipError as error:
+                reasons.append(error)
+                continue
+            break
+        else:
+            raise reasons[0] if reasons else LookupError(f"no {precision} graph")
+
+        def prepare(pixels: Array) -> Call:
+            slot = engine.slot(len(pixels))
+            slot.inputs[variant.inputs[0].name][:] = pixels
+            return lambda: run(engine, slot)[variant.outputs[0].name]
+
+        return Runner(prepare, f"{engine.provider}, {variant.id}")
+
+    return start
+
+
+def _build(bundle: Any, target: str, precision: str, batches: str) -> None:
+    from edgeclip.export.prepare import build_engines
+    from edgeclip.runtime.tensorrt.api import BuildSettings
+
+    build_engines(bundle, target, BuildSettings(precision=precision, towers=("image",), batches=(batches,)))
+
+
+def _torch(compiled: bool) -> Callable[[Path], Runner]:
+    """transformers' own model in fp16; compiled: with CUDA graphs, which is what makes small batches fast."""
+
+    def start(folder: Path) -> Runner:
+        import tests.torchvision_shim  # noqa: F401, I001  (before transformers)
+        import torch
+        import transformers
+
+        model: Any = (
+            transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "source").half().cuda().eval()
+        )
+
+        def embed(pixels: Any) -> Any:
+            return torch.nn.functional.normalize(
+                model(pixel_values=pixels.half()).image_embeds.float(), dim=-1
+            )
+
+        forward = torch.compile(embed, mode="reduce-overhead", dynamic=False) if compiled else embed
+
+        def prepare(pixels: Array) -> Call:
+            pinned = torch.from_numpy(np.ascontiguousarray(pixels)).pin_memory()
+
+            def call() -> Array:
+                with torch.inference_mode():
+                    found: Array = forward(pinned.to("cuda", non_blocking=True)).cpu().numpy()
+                return found
+
+            return call
+
+        return Runner(prepare, f"torch {torch.__version__}, {model.config._attn_implementation}")
+
+    return start
+
+
+MOST = "1:8:128"
+CONTESTANTS = (
+    Contestant("torch.compile fp16", _torch(True)),  # what the others are compared with
+    Contestant("torch eager fp16", _torch(False)),
+    Contestant("edgeclip onnxruntime-cuda fp32", _engine("onnxruntime-cuda", "fp32")),
+    *(
+        Contestant(f"edgeclip onnxruntime-cuda fp16, {words}", _engine("onnxruntime-cuda", "fp16", attention))
+        for attention, words in (("decomposed", "decomposed"), ("op", "Attention operator"))
+    ),
+    *(
+        Contestant(
+            f"edgeclip {name} fp16",
+            _engine(name, "fp16", batches=MOST if name in ("tensorrt", "tensorrt-rtx") else ""),
+        )
+        for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
+    ),
+)
+
+
+def write(output: Path, model: str, found: Mapping[str, Any]) -> None:
+    """Add one model's figures to the two files; other models' stay."""
+    path = output.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    every = {**(json.loads(path.read_text()) if path.exists() else {}), model: found}
+    path.write_text(json.dumps(every, indent=1) + "\n")
+    lines = ["# Image towers on a GPU", "", "Random weights at the real shape; host memory to host memory; written by `python -m benchmarks.gpu`.", ""]  # fmt: skip
+    for name, one in every.items():
+        lines += [f"## {name}", "", *_table(one["rows"]), ""]
+        lines += [
+            f"{one['rounds']} rounds. "
+            + ", ".join(f"{key} {value}" for key, value in one["machine"].items())
+            + ".",
+            "",
+        ]
+    output.with_suffix(".md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    batches = list(dict.fromkeys(batch for row in rows for batch in row["batches"]))
+    head = ["", *(f"batch {batch}: p50 | pictures/s" for batch in batches), "relative distance", "really ran"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * (3 + 2 * len(batches)) + "|"]
+    for row in rows:
+        cells = [row["contestant"]]
+        for batch in batches:
+            one = row["batches"].get(batch, {})
+            cells += (
+                [f"{one['p50_ms']:.2f} ms", f"{one['pictures_per_s']:.0f}"]
+                if "p50_ms" in one
+                else [one.get("failed", ""), ""]
+            )
+        cells += [
+            str(row.get("relative_distance", "")),
+            row["failed"] if "failed" in row else row.get("uses", ""),
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
