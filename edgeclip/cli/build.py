@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,30 +236,29 @@ def parse_size(text: str) -> int:
 
 @contextmanager
 def progress() -> Iterator[tuple[Tell, list[str]]]:
-    """A bar on stderr for each engine, with what is being done; none where stderr is no terminal. The list fills with what was found."""
+    """A bar on stderr for each engine, with what is being done, where stderr is a terminal. The list fills with what was found."""
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[doing]}"),
-    )
     from edgeclip.runtime.tensorrt.settings import FOUND
 
+    columns = (
+        TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(), TextColumn("{task.fields[doing]}")
+    )  # fmt: skip
+    shown = Progress(*columns, console=notes()) if sys.stderr.isatty() else None
     bars: dict[str, TaskID] = {}
     found: list[str] = []
-    with Progress(*columns, console=notes(), disable=not sys.stderr.isatty()) as shown:
 
-        def tell(what: str, doing: str, done: float) -> None:
+    def tell(what: str, doing: str, done: float) -> None:
+        if doing == FOUND:
+            found.append(what)
+        elif shown is not None:
             if what not in bars:
                 for bar in bars.values():
                     shown.stop_task(bar)
                 bars[what] = shown.add_task(what, total=1.0, doing=doing)
             shown.update(bars[what], completed=done, doing=doing)
-            if doing == FOUND:
-                found.append(what)
 
+    with shown or nullcontext():
         yield tell, found
 
 
