@@ -130,7 +130,7 @@ class TensorRt:
             del self._idle[:-IDLE_LANES]
             if lane is None:
                 lane = Lane(
-                    self._context(), self._place, self.variant.inputs, self.variant.outputs, shape, graphs=self._graphs
+                    self.variant.id, self._context(), self._place, self.variant.inputs, self.variant.outputs, shape, graphs=self._graphs
                 )  # fmt: skip
                 self._lanes.add(lane)
         lane.wait()  # whoever held it may have gone before its work was done

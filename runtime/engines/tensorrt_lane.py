@@ -22,6 +22,7 @@ class Lane:
     """Copies in and out on a stream of its own, and work on the place's, tied together by events: copying overlaps computing.
 
     Args:
+        what: the engine, for messages.
         context: of the engine, without memory of its own.
         shape: its profile, and the room of the buffers.
         graphs: record what is queued as a CUDA graph, once the same shape came twice.
@@ -29,6 +30,7 @@ class Lane:
 
     def __init__(
         self,
+        what: str,
         context: Any,
         place: Place,
         inputs: Sequence[Port],
@@ -37,7 +39,7 @@ class Lane:
         *,
         graphs: bool,
     ) -> None:
-        self._context, self._place, self._graphs = context, place, graphs
+        self._what, self._context, self._place, self._graphs = what, context, place, graphs
         self.inputs, self.outputs = inputs, outputs
         device = place.device
         with cuda.on(device):
@@ -71,7 +73,7 @@ class Lane:
             EngineError: TensorRT or CUDA refused.
         """
         if self._context is None:
-            raise EngineError("this engine was closed. Open it again.")
+            raise EngineError(f"{self._what}: this engine was closed. Open the bundle again.")
         with cuda.on(self._place.device):
             if not self._unified:
                 for port in self.inputs:
@@ -92,6 +94,8 @@ class Lane:
 
     def wait(self) -> None:
         """Until what was queued is done."""
+        if self._context is None:  # `close` waited
+            return
         with cuda.on(self._place.device):
             self._stream.synchronize()
 
@@ -137,7 +141,9 @@ class Lane:
         except EngineError as error:
             self._graphs = False
             log.warning(
-                "its work is queued piece by piece: it cannot be recorded as a CUDA graph (%s)", error
+                "%s: its work cannot be recorded as a CUDA graph and is queued piece by piece (%s)",
+                self._what,
+                str(error),  # not itself, which holds this lane
             )
 
     def _enqueue(self) -> None:
