@@ -103,7 +103,8 @@ def _engine(bundle: Bundle, tower: str, head: str, settings: TritonSettings, mos
     ]
     if not records:
         raise EngineError(
-            f"{store.folder}: no TensorRT engine of the {tower} tower was built on this machine. Run: {build}"
+            f"{store.folder}: no TensorRT engine of the {tower} tower was built on this machine (one for TensorRT-RTX is "
+            f"not for Triton). Run: {build}"
         )
     fit = _fitting(bundle, [record.variant for record in records], tower, settings)
     record = next(record for record in records if record.variant.id == fit[0].id)
@@ -128,7 +129,8 @@ def _check_servable(record: Record, folder: Path, build: str) -> None:
         raise EngineError(f"{name} holds no weights, and Triton does not refit. Run: {build}")
     if record.fidelity is None:
         raise EngineError(
-            f"{name} was never replayed on a GPU. Run: edgeclip verify BUNDLE --engine tensorrt, then come again."
+            f"{name} was never replayed on a GPU, which its first opening does. Run: edgeclip classify PICTURE "
+            "--labels 'a cat,a dog' -b BUNDLE --engine tensorrt"
         )
     if min(span[0] for span in (profile["N"] for profile in record.options.profiles)) > 1:
         raise EngineError(f"{name} takes no batch of 1. Run: {build} --batch 1:8:32")

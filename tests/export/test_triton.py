@@ -290,7 +290,9 @@ def test_engines_that_cannot_be_served(bundle: Bundle, tmp_path: Path) -> None:
         assert not (tmp_path / "r").exists()
         return str(error.value)
 
-    assert "no TensorRT engine of the image tower was built on this machine. Run: edgeclip build" in refused()
+    put_engine(bundle, "image", folder, library="tensorrt-rtx", version="1.7.1.116")
+    said = "no TensorRT engine of the image tower was built on this machine (one for TensorRT-RTX is not for Triton). Run: edgeclip build"
+    assert said in refused()
     put_engine(bundle, "image", folder, fidelity=None)
     assert "was never replayed on a GPU" in refused()
     put_engine(bundle, "image", folder, options=BuildOptions(({"N": (4, 8, 16)},)))
