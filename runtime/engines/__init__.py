@@ -22,6 +22,7 @@ from types import ModuleType
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.store import check_again
 from edgeclip.errors import EngineError
+from edgeclip.runtime.engines.nvidia import has_gpu
 from edgeclip.runtime.engines.seam import Engine, EngineOptions, Slot, rows_at_once, run
 
 ENGINES: Mapping[str, str] = {
@@ -33,7 +34,7 @@ ENGINES: Mapping[str, str] = {
     "onnxruntime-tensorrt-rtx": "edgeclip.runtime.engines.onnxruntime_tensorrt_rtx",
 }
 
-# Without a wish the first of these that opens is taken, and said. onnxruntime's TensorRT providers are not among them: opening a graph
+# Without a wish the first of these that opens is taken, and said; all but the last need an NVIDIA GPU. onnxruntime's TensorRT providers are not among them: opening a graph
 # for the first time takes them minutes.
 ORDER = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 
@@ -97,6 +98,8 @@ def local_variants(name: str, bundle: Bundle, options: EngineOptions) -> list[Va
 def engine_order(wanted: str | Sequence[str] | None) -> tuple[str, ...]:
     """What to try, in this order. None: what is likely to open here, the CPU last. Raises EngineError for an unknown name."""
     if wanted is None:
+        if not has_gpu():  # nobody need be asked: importing them to do so would cost 50 ms
+            return ORDER[-1:]
         return tuple(name for name in ORDER if name == ORDER[-1] or _module(name).present())
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ TENSORRT = ("nvinfer", "nvinfer_plugin", "nvonnxparser")  # each needs the ones 
 
 def has_gpu() -> bool:
     """Whether the machine shows an NVIDIA device. Cheap: nothing is loaded."""
-    return any(Path(node).exists() for node in NODES)
+    return sys.platform == "win32" or any(Path(node).exists() for node in NODES)
 
 
 def driver_cuda() -> tuple[int, int] | None:
