@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgeclip import __version__
 from edgeclip.bundle import Bundle, Variant, seal
 from edgeclip.errors import InputError
+from edgeclip.export.tensorrt_rules import required
 from edgeclip.export.weights import save_graphs
 from edgeclip.files import new_folder, write_file
 from edgeclip.runtime.verify import verify
@@ -25,7 +26,7 @@ GRAPHS = "graphs"
 
 @dataclass(frozen=True)
 class NewVariant:
-    """One graph to add. The variant's `files` are filled in when it is written."""
+    """One graph to add. The variant's `files` and `requires["tensorrt"]` are filled in when it is written."""
 
     variant: Variant
     model: ir.Model
@@ -103,5 +104,10 @@ def _write(new: Sequence[NewVariant], folder: Path) -> list[Variant]:
         models = [(one.variant.id, one.model) for one in new if one.variant.tower == tower]
         files |= save_graphs(models, folder / GRAPHS, tower)
     return [
-        replace(one.variant, files=tuple(f"{GRAPHS}/{name}" for name in files[one.variant.id])) for one in new
+        replace(
+            one.variant,
+            files=tuple(f"{GRAPHS}/{name}" for name in files[one.variant.id]),
+            requires={**one.variant.requires, "tensorrt": required(one.model)},
+        )
+        for one in new
     ]

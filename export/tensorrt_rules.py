@@ -9,10 +9,10 @@ Sources, read for the versions named:
             docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-schemes.html.
  devices    quantized-types-schemes.html: fp8 products need compute capability 8.9 (Ada).
 
-Held against the parser of TensorRT-RTX 1.7.1, which builds without a GPU. It refuses the same zero points, scales, computed axes,
-second outputs, DynamicQuantizeLinear, MatMulInteger and fp8 below 8.9. It takes more than the rules do where they stand for older
-releases: blocks of 16 and 32 and odd sizes in int4, opsets beyond its own, one scale a channel, uint8 (as int8). An Attention
-operator it reads but builds only where it has a kernel: heads 64 wide in fp16, bf16 and beside fp8, not in fp32, not heads of 16.
+Held against the parser of TensorRT-RTX 1.7.1, which builds without a GPU: it reads every operator of the table, and every tower. It
+refuses the same zero points, scales, computed axes, second outputs, reductions, DynamicQuantizeLinear, MatMulInteger and fp8 below 8.9.
+It takes more than the rules do where they stand for older releases: blocks of 16 and 32 and odd sizes in int4, opsets beyond its own,
+one scale a channel, uint8 (as int8). Which Attention operators it has kernels for stands in runtime/tensorrt/flavour.py.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ class Version:
     """One release of TensorRT."""
 
     opset: int  # the highest that its parser documents
+    ir: int  # the highest of the ONNX that its parser is built against
     number: tuple[int, int]
 
 
 VERSIONS: Mapping[str, Version] = {
-    "10.3": Version(20, (10, 3)),  # JetPack 6; built against ONNX 1.16
-    "10.16": Version(24, (10, 16)),
-    "11.4": Version(25, (11, 4)),  # ONNX 1.20
+    "10.3": Version(20, 10, (10, 3)),  # JetPack 6; ONNX 1.16
+    "10.16": Version(24, 12, (10, 16)),  # opset 24 came with ONNX 1.19
+    "11.4": Version(25, 13, (11, 4)),  # ONNX 1.20
 }
 
 
@@ -64,7 +65,19 @@ _AXES = Operator(NUMBERS, constants=(1,))
 # The operators that towers, heads and precisions are written in. Uncertain ones are left out: not in the table is a problem.
 OPERATORS: Mapping[str, Operator] = {
     **dict.fromkeys(
-        ("Conv", "Gemm", "MatMul", "LayerNormalization", "Softmax", "Sigmoid", "Tanh", "Erf", "Clip"), _FLOAT
+        (
+            "Conv",
+            "Gemm",
+            "MatMul",
+            "LayerNormalization",
+            "Softmax",
+            "Sigmoid",
+            "Tanh",
+            "Erf",
+            "Clip",
+            "LpNormalization",
+        ),
+        _FLOAT,
     ),
     **dict.fromkeys(
         ("AveragePool", "GlobalAveragePool", "HardSwish", "HardSigmoid", "Sqrt", "Pow", "Exp"), _FLOAT
@@ -118,12 +131,19 @@ def problems(model: ir.Model, version: str, capability: tuple[int, int] | None =
     found = []
     if opset > release.opset:
         found.append(f"graph: opset {opset}, TensorRT {version} documents up to {release.opset}")
+    if (model.ir_version or 0) > release.ir:
+        found.append(f"graph: IR {model.ir_version}, the ONNX of TensorRT {version} knows up to {release.ir}")
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.DOUBLE:
             found.append(f"{value.name}: float64 is read as float32")
     for node in model.graph:
         found += [f"{node.name}: {reason}" for reason in _of_node(node, release, capability)]
     return found
+
+
+def required(model: ir.Model) -> str:
+    """The oldest of VERSIONS that reads a graph, for `Variant.requires["tensorrt"]`; "none" where none does."""
+    return next((version for version in VERSIONS if not problems(model, version)), "none")
 
 
 def _of_node(node: ir.Node, release: Version, capability: tuple[int, int] | None) -> Iterator[str]:
@@ -221,9 +241,15 @@ def _attention(node: ir.Node) -> Iterator[str]:
         yield "Attention with past keys or more than one output"
 
 
+def _scatter(node: ir.Node) -> Iterator[str]:
+    if "reduction" in node.attributes and node.attributes["reduction"].as_string() != "none":
+        yield "ScatterElements with a reduction"
+
+
 _MORE: Mapping[str, Callable[[ir.Node], Iterator[str]]] = {
     "QuantizeLinear": _pair,
     "DequantizeLinear": _pair,
     "LayerNormalization": _layer_norm,
     "Attention": _attention,
+    "ScatterElements": _scatter,
 }

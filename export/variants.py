@@ -16,6 +16,7 @@ from edgeclip.errors import InputError
 from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.passes import Pass, PassReport, store_fp16
 from edgeclip.export.steps import Steps
+from edgeclip.export.tensorrt_rules import required
 from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of
 from edgeclip.export.uint8_input import take_uint8, uint8_port
 from edgeclip.export.weights import save_graphs
@@ -94,7 +95,8 @@ def write_tower(
                 )
                 form, extra = _form(source, tower, dtype, settings)
                 model, made.passes[axes.name(kind)] = write(captured, form, flavour, extra)
-                models.append((form, axes, dict(flavour.requires), model))
+                requires = {**flavour.requires, "tensorrt": required(model)}
+                models.append((form, axes, requires, model))
                 if rows is not None:
                     made.merged[axes.name(kind)] = rows
     with steps(f"write the {kind} tower"):

@@ -15,7 +15,12 @@ SLOW = ("parity", "gpu")  # markers that ask for their own -m
 
 # With several processes a file's tests stay in one, for what they share: module fixtures, traced towers. Each of these is apart.
 APART = ("test_families.py",)
-TRACED = ("test_towers.py", "test_graph_rules.py", "test_floor.py")  # share tests/export/traced.py
+TRACED = (
+    "test_towers.py",
+    "test_graph_rules.py",
+    "test_floor.py",
+    "test_tensorrt_rules.py",
+)  # share tests/export/traced.py
 
 
 @pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups, in the same hook

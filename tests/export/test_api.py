@@ -67,7 +67,8 @@ def test_the_manifest_says_what_was_done(exported: Any) -> None:
     assert [variant.id for variant in manifest.variants] == [
         "image-fp32-decomposed", "image-fp32-op", "text-fp32-decomposed", "text-fp32-op",
     ]  # fmt: skip
-    assert manifest.variants[0].requires == {"onnxruntime": "1.23", "ir": "10"}
+    assert manifest.variants[0].requires == {"onnxruntime": "1.23", "ir": "10", "tensorrt": "10.3"}
+    assert [v.requires["tensorrt"] for v in manifest.variants] == ["10.3", "10.16", "10.3", "10.16"]
     assert manifest.variants[1].axes.opset == 23
     assert manifest.variants[2].inputs[0].shape == ("N", "L")
     assert manifest.logit_scale == pytest.approx(1 / 0.07, rel=1e-6)

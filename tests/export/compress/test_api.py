@@ -412,6 +412,8 @@ def test_precisions_of_other_machines_are_judged_and_written(
     assert variants["bf16"].requires["engine"] == "gpu"
     assert variants["fp8"].requires["onnxruntime"] == "1.32"  # 1.23 moves a Transpose onto fp8, and stops
     assert variants["int4"].requires["onnxruntime"] == "1.23"
+    needs = {name: variants[name].requires["tensorrt"] for name in methods}
+    assert needs == {"fp16": "10.3", "bf16": "10.3", "fp8": "10.3", "int4": "10.16"}
     assert verify(bundle, threads=1).to_dict()["passed"]
     with edgeclip.load(tmp_path / "out", threads=1) as model:
         model.embed_images(np.zeros((32, 32, 3), np.uint8))
