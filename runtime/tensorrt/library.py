@@ -32,7 +32,6 @@ FEATURES: Mapping[str, Feature] = {
     "ampere+": Feature("engines for Ampere and newer", {"tensorrt": (8, 6)}),
     "same": Feature("engines for every GPU of one compute capability", {"tensorrt": (10, 9)}),
     "timing_cache": Feature("timing caches", {"tensorrt": (8, 0)}),
-    "attention": Feature("the Attention operator", {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}),
 }
 
 

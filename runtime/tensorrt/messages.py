@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ _guard = threading.Lock()
 
 # Patterns of what TensorRT says -> what to do. The first that fits.
 _ADVICE: Sequence[tuple[str, str]] = (
-    (r"cudaError 35|CUDA initialization|CUDA_SUCCESS|no CUDA-capable|factory function returned nullptr",
+    (r"cudaError 35|CUDA initialization|CUDA_SUCCESS|no CUDA-capable|accelerator list|factory function returned nullptr",
      "This needs an NVIDIA GPU and its driver."),
     (r"dedicated kernel", "Build the variant with decomposed attention."),
     (r"within workspace limit", "Give a larger workspace, or build for a smaller batch."),
@@ -29,14 +28,14 @@ _ADVICE: Sequence[tuple[str, str]] = (
      "Close other programs, build with low_memory, or for a smaller batch."),
     (r"Turing|SM75", "Leave sm75 out, or build in fp16."),
     (r"Could not find any implementation", "Give a larger workspace or a higher level, or build the variant with decomposed attention."),
-    (r"weights? file|external data|Failed to open", "The file beside the graph that holds its weights is missing or damaged."),
+    (r"weights? file|external data|Failed to open|import initializer", "The file beside the graph that holds its weights is missing or damaged."),
 )  # fmt: skip
 
 # "Error Code 1: Myelin (what went wrong)", and what stands around the words: functions, files and lines of TensorRT's source,
 # failed conditions, addresses of its manual.
 _CODED = re.compile(r"Error Code \d+: ([\w ]+?) \((.*)\)\s*$")
 _NOISE = re.compile(
-    r"MyelinCheckException: |\[?\b\w+\.(?:cpp|h|hpp):\d+(?:: \w+\])?:? ?|CHECK\(.*?\) failed\. +|In \w+ at \S+\.(?:cpp|h|hpp):\d+ ?"
+    r"MyelinCheckException: |\[?\b\w+\.(?:cpp|h|hpp):\d+(?:: [\w()]+\])?:? ?|CHECK\(.*?\) failed\. +|In \w+ at \S+\.(?:cpp|h|hpp):\d+ ?"
     r"|^.*Assertion failed: .*?: (?=[A-Z])|\(See https?://.*?\)\.?|Alternatively, padded attention.*|Consider increase.*?applicable\.;?"
 )
 
@@ -96,16 +95,15 @@ def hushed() -> Iterator[None]:
     os.dup2(writing, 2)
     os.close(writing)
     pump.start()
-    with contextlib.suppress(
-        OSError, ValueError, AttributeError
-    ):  # replaced by something without a descriptor
+    # A stream without a descriptor, as a notebook has, is left.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         if before.fileno() == 2:
-            sys.stderr = io.TextIOWrapper(
-                os.fdopen(os.dup(kept), "wb", 0), before.encoding, write_through=True
-            )
+            sys.stderr = os.fdopen(os.dup(kept), "w", 1, before.encoding, "replace")
     try:
         yield
     finally:
+        if sys.stderr is not before:
+            sys.stderr.close()
         sys.stderr = before
         os.dup2(kept, 2)  # closes the last end of the pipe that can be written to
         pump.join()

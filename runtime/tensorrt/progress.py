@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -102,21 +103,27 @@ def interruptible(work: Callable[[], T], stop: threading.Event) -> T:
     """
     done: list[T] = []
     failed: list[BaseException] = []
+    over = (
+        threading.Event()
+    )  # not `Thread.join`: one that a signal breaks off takes the thread for dead (CPython 3.11)
 
     def run() -> None:
         try:
             done.append(work())
         except BaseException as error:
+            # Its traceback would keep builder and network, gigabytes, while the next graph is tried.
+            traceback.clear_frames(error.__traceback__)
             failed.append(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=run, name="edgeclip-build", daemon=True)
+    threading.Thread(target=run, name="edgeclip-build", daemon=True).start()
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
+        while not over.wait(0.1):
+            pass
     except KeyboardInterrupt:
         stop.set()
-        thread.join()
+        over.wait()
         raise
     if failed:
         raise failed[0]
