@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from edgeclip.doctor.finding import Finding, version_of
@@ -63,7 +62,7 @@ def _with_driver(topic: str, onnxruntime: Any) -> Finding:
 def _provider(onnxruntime: Any) -> Finding:
     """onnxruntime's own TensorRT, which wants the release that it was linked with."""
     topic = "engine onnxruntime-tensorrt"
-    library = Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_tensorrt.so"
+    library = onnxruntime_cuda.provider_library(onnxruntime, onnxruntime_tensorrt.PROVIDER)
     try:
         major = nvidia.linked(library, "nvinfer")
     except OSError:

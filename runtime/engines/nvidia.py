@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
+import mmap
 import re
 import sys
 from importlib.util import find_spec
@@ -57,6 +60,25 @@ def linked(library: Path, name: str) -> int | None:
     """The major version of another library that one was linked with: 10 for "nvinfer" and libnvinfer.so.10; None: it was not."""
     found = re.search(rb"lib%s\.so\.(\d+)\0" % name.encode(), library.read_bytes())
     return int(found[1]) if found else None
+
+
+def preload(onnxruntime: Any, library: Path) -> list[str]:
+    """Load the CUDA libraries that Python packages hold, as onnxruntime does it, which prints what it does not find.
+
+    Args:
+        library: whoever will need them.
+    Returns:
+        the files that `library` was linked with and that are nowhere.
+    """
+    if not hasattr(onnxruntime, "preload_dlls"):
+        return []
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # stdout is the program's own
+        onnxruntime.preload_dlls()
+    absent = re.findall(r"Failed to load (\S+):", said.getvalue())
+    if not absent or not library.exists():
+        return []
+    with library.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [Path(file).name for file in absent if content.find(b"\0%b\0" % Path(file).name.encode()) >= 0]
 
 
 def load_tensorrt(major: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError, MissingExtraError
-from edgeclip.runtime.engines.nvidia import check_driver, has_gpu
+from edgeclip.runtime.engines.nvidia import check_driver, for_cuda, has_gpu, preload
 from edgeclip.runtime.engines.onnxruntime_session import first_line, load_onnxruntime, open_session
 from edgeclip.runtime.engines.seam import EngineOptions, Slot, allocate
 from edgeclip.runtime.threads import usable_cores
@@ -39,7 +39,7 @@ def load_with(provider: str, options: EngineOptions) -> Any:
     """onnxruntime with this provider built in, and with what CUDA libraries Python packages hold.
 
     Raises:
-        MissingExtraError: it is not, or not installed.
+        MissingExtraError: it is not, or not installed, or CUDA's own libraries are missing.
         EngineError: no driver, or one older than the CUDA of this onnxruntime (unless `options.allow_fallback`).
     """
     onnxruntime = load_onnxruntime("gpu")
@@ -50,9 +50,18 @@ def load_with(provider: str, options: EngineOptions) -> Any:
         )
     if not options.allow_fallback:
         check_driver(onnxruntime)
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* packages
+    missing = preload(onnxruntime, provider_library(onnxruntime, provider))
+    if missing and not options.allow_fallback:
+        raise MissingExtraError(
+            f"{provider}: {', '.join(missing)} not found. Run: {for_cuda(int(onnxruntime.cuda_version.split('.')[0]))}"
+        )
     return onnxruntime
+
+
+def provider_library(onnxruntime: Any, provider: str) -> Path:
+    """The file that a provider which is built in is loaded from; it need not be there."""
+    name = provider.removesuffix("ExecutionProvider").lower()
+    return Path(onnxruntime.__file__).parent / f"capi/libonnxruntime_providers_{name}.so"
 
 
 def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRuntimeCuda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ def check_whole(pieces: Sequence[tuple[str, int]] | None, variant: Variant, prov
 
 
 def first_line(error: Exception) -> str:
-    """The message without the traceback that onnxruntime appends."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The message without the traceback that onnxruntime appends, and without the place in its source that it may begin with."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^/\S+\.(cc|h|cpp):\d+ [^)]*\) ", "", line)
 
 
 def _session_options(onnxruntime: Any, options: EngineOptions, threads: int) -> Any:

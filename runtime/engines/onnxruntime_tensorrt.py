@@ -12,14 +12,13 @@ import itertools
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.store import check_again
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime.engines.nvidia import linked, load_tensorrt
-from edgeclip.runtime.engines.onnxruntime_cuda import OnnxRuntimeCuda, built_in, load_with
+from edgeclip.runtime.engines.onnxruntime_cuda import OnnxRuntimeCuda, built_in, load_with, provider_library
 from edgeclip.runtime.engines.onnxruntime_session import open_session, version_of
 from edgeclip.runtime.engines.seam import EngineOptions, Slot
 from edgeclip.runtime.tensorrt.record import Profile
@@ -168,7 +167,7 @@ class _Work:
 
 def _major(onnxruntime: Any) -> int:
     """Of the TensorRT that this onnxruntime was linked with."""
-    library = Path(onnxruntime.__file__).parent / "capi/libonnxruntime_providers_tensorrt.so"
+    library = provider_library(onnxruntime, PROVIDER)
     found = linked(library, "nvinfer") if library.exists() else None
     if found is None:
         raise MissingExtraError(

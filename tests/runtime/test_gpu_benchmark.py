@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu
+from benchmarks.gpu_contestants import CONTESTANTS, Array, Call, Contestant, Runner, on_engine
 from edgeclip.bundle import seal
 from tests.mutants import broken
 from tests.runtime.toy import DIM, SIDE, image_reference, make_bundle
@@ -32,44 +33,44 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stand_in(error: float = 0.0, seconds: float = 0.001) -> Callable[[Path], gpu.Runner]:
+def stand_in(error: float = 0.0, seconds: float = 0.001) -> Callable[[Path], Runner]:
     """The toy in numpy, a little off and as slow as it should be."""
 
-    def prepare(pixels: gpu.Array) -> gpu.Call:
+    def prepare(pixels: Array) -> Call:
         rows = 3 * (
             image_reference(pixels) + error * np.eye(DIM)[0]
         )  # of no unit length: that must not matter
 
-        def call() -> gpu.Array:
+        def call() -> Array:
             time.sleep(seconds * len(pixels))
             return rows.astype(np.float32)
 
         return call
 
-    return lambda folder: gpu.Runner(prepare, "numpy")
+    return lambda folder: Runner(prepare, "numpy")
 
 
-def failing(folder: Path) -> gpu.Runner:
+def failing(folder: Path) -> Runner:
     raise RuntimeError("no such | engine\nmore")
 
 
-def only_small(folder: Path) -> gpu.Runner:
-    def prepare(pixels: gpu.Array) -> gpu.Call:
+def only_small(folder: Path) -> Runner:
+    def prepare(pixels: Array) -> Call:
         if len(pixels) > 6:
             raise ValueError("too many rows")
         return lambda: image_reference(pixels)
 
-    return gpu.Runner(prepare, "small")
+    return Runner(prepare, "small")
 
 
 def test_contestants_are_measured_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "TURN_S", 0.02)
     contestants = [
-        gpu.Contestant("exact", stand_in(seconds=0.002)),
-        gpu.Contestant("off", stand_in(0.05)),
-        gpu.Contestant("edgeclip on the CPU", gpu._engine("onnxruntime-cpu", "fp16")),
-        gpu.Contestant("fails", failing),
-        gpu.Contestant("only small", only_small),
+        Contestant("exact", stand_in(seconds=0.002)),
+        Contestant("off", stand_in(0.05)),
+        Contestant("edgeclip on the CPU", on_engine("onnxruntime-cpu", "fp16")),
+        Contestant("fails", failing),
+        Contestant("only small", only_small),
     ]
     exact, off, cpu, failed, small = gpu.measure(contestants, folder, PIXELS, [1, 8], 2, LATER)
     assert exact["relative_distance"] < 1e-5
@@ -93,7 +94,7 @@ def test_contestants_are_measured_side_by_side(folder: Path, monkeypatch: pytest
 
 def test_fidelity_needs_the_unit_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_unit", broken(gpu._unit, "np.linalg.norm(wide, axis=1, keepdims=True)", "1.0"))
-    (row,) = gpu.measure([gpu.Contestant("exact", stand_in())], folder, PIXELS, [], 1, LATER)
+    (row,) = gpu.measure([Contestant("exact", stand_in())], folder, PIXELS, [], 1, LATER)
     assert row["relative_distance"] > 0.1
 
 
@@ -106,12 +107,12 @@ def test_turns_begin_with_another_one_each_round() -> None:
 
 
 def test_what_the_time_does_not_reach_is_said(folder: Path) -> None:
-    (row,) = gpu.measure([gpu.Contestant("late", stand_in())], folder, PIXELS, [1], 1, time.monotonic() - 1)
+    (row,) = gpu.measure([Contestant("late", stand_in())], folder, PIXELS, [1], 1, time.monotonic() - 1)
     assert row == {"contestant": "late", "batches": {}, "failed": "left out: the time was up"}
 
 
 def test_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    contestants = [gpu.Contestant("small", only_small), gpu.Contestant("fails", failing)]
+    contestants = [Contestant("small", only_small), Contestant("fails", failing)]
     rows = gpu.measure(contestants, folder, PIXELS, [1, 8], 1, LATER)
     found = {"machine": {"gpu": "X"}, "rounds": 1, "rows": rows}
     for model in ("b32", "l14", "b32"):
@@ -136,6 +137,6 @@ def test_without_a_gpu_it_is_one_line(
     with pytest.raises(SystemExit):
         gpu.main(["--help"])
     assert "onnxruntime-gpu of the same CUDA major version as torch" in capsys.readouterr().out
-    assert {name.split()[1] for name in (c.name for c in gpu.CONTESTANTS) if name.startswith("edgeclip")} == {
+    assert {name.split()[1] for name in (c.name for c in CONTESTANTS) if name.startswith("edgeclip")} == {
         "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"
     }  # fmt: skip

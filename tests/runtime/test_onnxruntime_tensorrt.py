@@ -308,6 +308,41 @@ def test_what_is_missing_is_named(bundle: Bundle, fake: Fake, monkeypatch: pytes
         opened(bundle, tensorrt.NAME)
 
 
+def test_missing_cuda_libraries_are_named_not_printed(
+    bundle: Bundle,
+    fake: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """onnxruntime prints them on stdout, which may hold JSON; those that nobody was linked with do not matter."""
+
+    def preload() -> None:
+        for name in ("libcublas.so.13", "libnotused.so.1"):
+            print(f"Failed to load {name}: {name}: cannot open shared object file: No such file or directory")
+
+    vars(fake)["preload_dlls"] = preload
+    fake.__file__ = str(tmp_path / "__init__.py")
+    library = tmp_path / "capi/libonnxruntime_providers_tensorrt.so"
+    library.parent.mkdir()
+    library.write_bytes(b"\x7fELF\0libcublas.so.13\0libnvinfer.so.10\0")
+    with pytest.raises(
+        MissingExtraError, match=r"libcublas\.so\.13 not found\. Run: pip install .*\[cuda,cudnn\]'$"
+    ):
+        opened(bundle, tensorrt.NAME)
+    assert opened(bundle, tensorrt.NAME, allow_fallback=True)
+    library.write_bytes(b"\x7fELF\0libcudart.so.13\0")
+    assert opened(bundle, tensorrt.NAME)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_place_in_the_source_is_no_part_of_the_message() -> None:
+    place = "/onnxruntime_src/onnxruntime/python/state.cc:729 void onnxruntime::f(Options&, const T&) "
+    line = session_module.first_line(RuntimeError(f"{place}Please install (all) of it.\nmore"))
+    assert line == "Please install (all) of it."
+    assert session_module.first_line(ValueError("plain (as it is)")) == "plain (as it is)"
+
+
 def test_majors_are_read_from_the_library(
     tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
