@@ -24,12 +24,9 @@ __all__ = ["LOW_MEMORY_WORKSPACE", "Built", "build", "check_options", "parse_bat
 # The preset for boards of 8 GB. All of a tower is one compiled region, whose activations are scratch: B/32 at batch 32 takes 56 MB,
 # B/16 four times that.
 LOW_MEMORY_WORKSPACE = 512 << 20
-_LOW_MEMORY_TACTICS = (
-    1 << 30
-)  # bytes that kernels may take while they are tried; the default is all of the GPU, on a Jetson all RAM
-_LOW_MEMORY_LEVEL = (
-    2  # try the likeliest kernels only, and compile none anew to see whether it would be faster
-)
+# Bytes that kernels may take while they are tried. The default is all of the GPU's, on a Jetson all RAM.
+_LOW_MEMORY_TACTICS = 1 << 30
+_LOW_MEMORY_LEVEL = 2  # try the likeliest kernels only: the library's own 3 compiles others to compare
 
 _log = logging.getLogger(__name__)
 _one = threading.Lock()  # a build takes gigabytes: the next waits
@@ -178,9 +175,8 @@ def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
     trt, config = library.module, builder.create_builder_config()
     flags = trt.BuilderFlag
     if not options.tf32:
-        config.clear_flag(
-            flags.TF32
-        )  # on by default: fp32 would be multiplied with 10 bits of mantissa, 1e-3 off
+        # On by default: fp32 would be multiplied with 10 bits of mantissa, 1e-3 off.
+        config.clear_flag(flags.TF32)
     if options.version_compatible:
         # Without the second flag the plan holds a library, and opening it runs that library's code.
         config.set_flag(flags.VERSION_COMPATIBLE)
@@ -195,9 +191,8 @@ def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
         # may take a bias for zero.
         config.set_flag(flags.STRIP_PLAN)
         config.set_flag(flags.REFIT_IDENTICAL)
-    config.profiling_verbosity = (
-        trt.ProfilingVerbosity.DETAILED
-    )  # else the inspector tells names only, no types
+    # Else the inspector tells names only, no types.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     workspace, level = options.workspace, options.level
     if options.low_memory:
         workspace = workspace or LOW_MEMORY_WORKSPACE
@@ -229,9 +224,8 @@ def _lend_timing_cache(library: Library, config: Any, stored: bytes | None) -> N
         return
     if stored:
         cache = config.create_timing_cache(stored)
-        if cache is not None and config.set_timing_cache(
-            cache, False
-        ):  # False: not one of another GPU or release
+        # False: refuse one of another GPU or release
+        if cache is not None and config.set_timing_cache(cache, False):
             return
         _log.info("%s: the timing cache is of another GPU or release, starting a new one", library)
     config.set_timing_cache(config.create_timing_cache(b""), False)
