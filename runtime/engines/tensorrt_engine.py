@@ -65,6 +65,8 @@ class TensorRt:
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
         self._place = place_on(options.device)
         self._place.enter(int(engine.device_memory_size_v2))
+        self._leave = weakref.finalize(self, self._place.leave)  # also of an engine that nobody closes
+        self._leave.atexit = False
         self.on_close: Callable[[], None] | None = None  # called once, when its work has ended
         self._closed = False
 
@@ -114,7 +116,7 @@ class TensorRt:
             self._idle.clear()
             self._back.clear()
             self.engine = self._runtime = self._configure = None
-            self._place.leave()
+            self._leave()
 
     def _lane(self, key: tuple[Any, ...], shape: Shape) -> Lane:
         """One that nobody holds, or a new one."""

@@ -6,9 +6,13 @@ largest need, because all of them work on one stream, one after the other; copie
 
 from __future__ import annotations
 
+import logging
 import threading
 
+from edgeclip.errors import EngineError
 from edgeclip.runtime import cuda
+
+log = logging.getLogger(__name__)
 
 _places: dict[int, Place] = {}
 _lock = threading.Lock()
@@ -31,16 +35,25 @@ class Place:
     def enter(self, need: int) -> None:
         """One engine more, with its need of scratch memory in bytes. Raises EngineError where there is no room."""
         with self.lock:
-            if need > self.scratch.size:
-                self._move(need)
-            self._users += 1
+            self._users += 1  # first: an engine that is collected meanwhile must not be the last one
+            try:
+                if need > self.scratch.size:
+                    self._move(need)
+            except EngineError:
+                self._users -= 1
+                raise
 
     def leave(self) -> None:
         """One engine less; the last one gives the memory back."""
         with self.lock:
             self._users -= 1
             if not self._users:
-                self._move(256)
+                try:
+                    self._move(256)
+                except (
+                    EngineError
+                ) as error:  # the GPU is lost, or this is a fork: there is nothing to give back
+                    log.info("%s", error)
 
     def _move(self, size: int) -> None:
         with cuda.on(self.device):

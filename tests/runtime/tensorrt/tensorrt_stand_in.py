@@ -25,9 +25,13 @@ _TYPES = {
     "tensor(float16)": "HALF",
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
 }
-_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
-DataType = enum.Enum("DataType", [*_NUMPY, "UINT8", "BOOL"])
+_NUMPY = {
+    "FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_, "UINT8": np.uint8,
+}  # fmt: skip
+DataType = enum.Enum("DataType", list(_NUMPY))
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 Strategy = enum.Enum("Strategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"])
 CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])

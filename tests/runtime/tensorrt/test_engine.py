@@ -19,6 +19,7 @@ import pytest
 import edgeclip
 from edgeclip.bundle import Bundle, Port
 from edgeclip.errors import CheckFailed, EngineError, MissingExtraError
+from edgeclip.export.bake import bake
 from edgeclip.runtime import cuda
 from edgeclip.runtime.engines import (
     EngineOptions,
@@ -146,6 +147,21 @@ def test_a_whole_model_on_it(gpu: StandIn, toy: Bundle) -> None:
         )
     for one, other in zip(found, want, strict=True):
         np.testing.assert_allclose(one, other, **EXACT)
+
+
+def test_heads_on_it(gpu: StandIn, toy: Bundle, tmp_path: Path) -> None:
+    """Labels baked in, and prompts given at run time: several inputs, of several types, and sizes beside N."""
+    pictures, labels = [picture(seed) for seed in range(5)], ["cat", "dog", "bicycle"]
+    with edgeclip.load(toy, engine="onnxruntime-cpu") as model:
+        pack, want = model.make_labels(labels), model.classify(pictures, labels)
+    baked = bake(toy, tmp_path / "baked", pack, only_heads=True).bundle
+    for variant in baked.manifest.variants:
+        prompts = {"B": (1, 1, 4), "P": (1, 4, 16)} if variant.axes.head == "prompts" else {}
+        build(baked, variant, ({"N": (1, 2, 4), **prompts},) if variant.tower == "image" else TEXT)
+    with edgeclip.load(baked, engine="tensorrt") as model:
+        for found in (model.classify(pictures), model.classify(pictures, labels)):
+            np.testing.assert_allclose([one.scores for one in found], [one.scores for one in want], **EXACT)
+        assert set(model.info().towers) >= {"labels", "prompts"}
 
 
 # --- order
@@ -313,6 +329,16 @@ def test_one_scratch_buffer_serves_all_and_grows(gpu: StandIn, toy: Bundle) -> N
     assert place.scratch.size == 90_000
     second.close()
     assert place.scratch.size == 256, "the last one gives it back"
+
+
+def test_an_engine_that_nobody_closes(gpu: StandIn, toy: Bundle) -> None:
+    build(toy, image(toy), IMAGE, scratch=9000)
+    engine = opened(toy)
+    run(engine, slot := filled(engine, 4))
+    del engine, slot
+    gc.collect()
+    assert tensorrt_place._places[0].scratch.size == 256
+    assert len(gpu.host) == 0
 
 
 def test_growing_while_others_work(gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
