@@ -113,7 +113,7 @@ def _summary(
     rows: dict[str, dict[str, Any]], times: dict[str, list[float]], folder: Path
 ) -> list[dict[str, Any]]:
     """Medians, ratios to the first row and fidelity to it. Ratios are of medians: all took turns, so a slow spell hits all."""
-    from edgeclip.export.fidelity import cosine, relative_distance
+    from edgeclip.runtime.fidelity import cosine, relative_distance
 
     first, *_ = rows
     for name, row in rows.items():

@@ -20,7 +20,6 @@ import torch
 
 from benchmarks.machine import describe
 from edgeclip.bundle import Licence, Preprocessing
-from edgeclip.export.fidelity import measure
 from edgeclip.export.observe import session
 from edgeclip.export.onnx_graph import trace
 from edgeclip.export.samples import made_up_pictures, pictures_in, pixels_of
@@ -30,6 +29,7 @@ from edgeclip.models.clip import Clip
 from edgeclip.models.config import ClipConfig, ImageConfig, TransformerConfig
 from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
+from edgeclip.runtime.fidelity import measure
 
 # name -> (picture size, patch size, width, blocks, heads, embedding width)
 SHAPES = {"b32": (224, 32, 768, 12, 12, 512), "b16": (224, 16, 768, 12, 12, 512), "l14-336": (336, 14, 1024, 24, 16, 768)}  # fmt: skip

@@ -24,7 +24,6 @@ from edgeclip.bundle import Bundle, Manifest, identity, seal
 from edgeclip.errors import InputError
 from edgeclip.export import parity
 from edgeclip.export.codecs import write_codecs
-from edgeclip.export.fidelity import check_sane
 from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
 from edgeclip.export.golden import Golden, golden_file, golden_pixels
 from edgeclip.export.parity import Parity, Samples
@@ -45,6 +44,7 @@ from edgeclip.export.towers import towers_of
 from edgeclip.export.variants import Made, check_wishes, write_tower
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.source import Source
+from edgeclip.runtime.fidelity import check_sane
 from edgeclip.runtime.verify import verify
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from edgeclip.bundle import Bundle, Fidelity, Variant
 from edgeclip.errors import CheckFailed, EdgeClipError
-from edgeclip.export.fidelity import measure
 from edgeclip.models.source import Source
 from edgeclip.runtime.engines import Engine, EngineOptions, open_engine, run
+from edgeclip.runtime.fidelity import measure
 from edgeclip.runtime.images import bytes_of
 from edgeclip.runtime.text import Encoded
 

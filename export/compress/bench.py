@@ -20,12 +20,12 @@ from edgeclip.export.compress.latency import compare
 from edgeclip.export.compress.search import Group, Layers
 from edgeclip.export.compress.target import LENGTH, Target
 from edgeclip.export.derive import read_graph
-from edgeclip.export.fidelity import check_sane, relative_distance
 from edgeclip.export.linears import convolutions, linears
 from edgeclip.export.observe import session
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import METHODS, Method, Request, convert
 from edgeclip.runtime.engines.onnxruntime_session import first_line
+from edgeclip.runtime.fidelity import check_sane, relative_distance
 
 Array = NDArray[Any]
 FLOAT = "float"  # in place of a method: the base as it is

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.bundle import Fidelity
-from edgeclip.export.fidelity import check_sane, cosine, measure, relative_distance
+from edgeclip.runtime.fidelity import check_sane, cosine, measure, relative_distance
 
 Array = NDArray[Any]
 Half = Literal["calibration", "held_out"]
@@ -26,7 +26,7 @@ class Figures:
     """How far a tower is from fp32 on one half of the samples."""
 
     samples: int
-    distance: float  # relative distance, see export/fidelity.py
+    distance: float  # relative distance, see runtime/fidelity.py
     cosine: float  # mean
     cosine_min: float
     recall: (

@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeclip.errors import CheckFailed
-from edgeclip.export.fidelity import relative_distance
 from edgeclip.export.linears import Array, linears
 from edgeclip.export.observe import rows, session
 from edgeclip.export.passes import PassReport, number_nodes
 from edgeclip.export.precision import Request
 from edgeclip.export.precision.typed import FLOAT, fixed, prepare, refusal, retype, rounded
+from edgeclip.runtime.fidelity import relative_distance
 
 INPUTS = 16  # that the search runs on
 RUNS = 48  # at most

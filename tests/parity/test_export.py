@@ -10,8 +10,8 @@ import pytest
 
 import edgeclip
 from edgeclip.export.api import ExportSettings, export_bundle
-from edgeclip.export.fidelity import cosine, max_abs, relative_distance
 from edgeclip.models.sources import load_source
+from edgeclip.runtime.fidelity import cosine, max_abs, relative_distance
 from tests.checkpoints import DEPTHS, write_hf
 from tests.end_to_end.reference import LABELS, TEXTS, reference
 from tests.parity.report import write_report

@@ -13,11 +13,11 @@ from onnx.reference import ReferenceEvaluator
 from torch.nn import functional as F
 
 from edgeclip.errors import CheckFailed, InputError
-from edgeclip.export.fidelity import relative_distance
 from edgeclip.export.observe import rows
 from edgeclip.export.precision import Converted, Request, convert, islands, typed
 from edgeclip.export.precision.islands import trim
 from edgeclip.export.precision.typed import fixed, prepare, refusal, retype, rounded
+from edgeclip.runtime.fidelity import relative_distance
 from tests.export.precision.graphs import Array, check, graph, normal, types
 from tests.export.sources import clip_source
 from tests.export.traced import PIXELS, graphs, traced

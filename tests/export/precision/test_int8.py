@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from edgeclip.errors import InputError
-from edgeclip.export.fidelity import relative_distance
 from edgeclip.export.linears import array_of, convolutions, linears
 from edgeclip.export.observe import rows, session
 from edgeclip.export.onnx_graph import capture, trace, write
@@ -34,6 +33,7 @@ from edgeclip.export.samples import made_up_pictures, pixels_of
 from edgeclip.export.towers import TracedTower, tower_of
 from edgeclip.models.nano import NanoCLIP, NanoConfig
 from edgeclip.runtime.cpu import saturates
+from edgeclip.runtime.fidelity import relative_distance
 from tests.export.sources import LENGTH, PAD, PREPROCESSING, SIDE, VOCABULARY, clip_source, nano_source
 from tests.export.test_floor import FLOOR, PROGRAM, VERSION
 from tests.export.traced import make_ids

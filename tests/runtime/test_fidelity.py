@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import CheckFailed
-from edgeclip.export import fidelity
-from edgeclip.export.fidelity import measure
+from edgeclip.runtime import fidelity
+from edgeclip.runtime.fidelity import measure
 
 # four directions in the plane: 0, 30, 90 and 180 degrees
 A = np.array([[1, 0], [np.sqrt(3) / 2, 0.5], [0, 1], [-1, 0]])
