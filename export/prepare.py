@@ -155,6 +155,7 @@ class Converter:
         from edgeclip.export.compress.tower import Wish, compress_tower
         from edgeclip.export.steps import Steps
 
+        tell("run the float graph")
         alone, plain, float_base = _alone(bundle, base)
         target = this_machine(self.threads)
         images, texts = (self.images, None) if base.tower == "image" else (None, self.texts)

@@ -256,7 +256,8 @@ def progress() -> Iterator[tuple[Tell, list[str]]]:
                 for bar in bars.values():
                     shown.stop_task(bar)
                 bars[what] = shown.add_task(what, total=1.0, doing=doing)
-            shown.update(bars[what], completed=done, doing=doing)
+            # a conversion does not know its end: the bar runs to and fro until TensorRT's own begins
+            shown.update(bars[what], total=1.0 if done else None, completed=done, doing=doing)
 
     with shown or nullcontext():
         yield tell, found
