@@ -28,6 +28,8 @@ Examples:
   edgeclip classify photos/ '*.jpg' --labels @labels.txt --top-k 3 --json
   edgeclip classify frame.jpg -b clip-b32/ --pack pets.labels     no text tower, no tokenizer
   edgeclip classify frame.jpg -b shop/                            by the labels that `edgeclip bake` put in
+  edgeclip classify photos/ -b clip-b32/ --label 'a cat' --require tensorrt-rtx   on that engine, or not at all
+  edgeclip classify photos/ -b clip-b32/ --label 'a cat' --engine tensorrt,onnxruntime-cuda
 """
 
 
