@@ -68,6 +68,20 @@ except Exception as error:
         assert re.fullmatch(r"EngineError CUDA: \w+ failed: .* \(\d+\)\. [A-Z].*\.", error)
 
 
+def test_bindings_of_before_12_9_raise_without_a_driver(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver() -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(gpu, "cudaGetDeviceCount", no_driver)
+    with pytest.raises(
+        EngineError, match=r"^CUDA: cudaGetDeviceCount: Failed to dlopen libcuda\.so\.1\. Install the NVIDIA"
+    ):
+        cuda.call("cudaGetDeviceCount")
+    assert cuda.devices() == []
+
+
 def test_an_array_goes_to_the_gpu_and_back(gpu: StandIn) -> None:
     host, memory, stream = cuda.Pinned(1, 24), cuda.Memory(1, 24), cuda.Stream(1)
     array = host.array((2, 3), np.float32)
