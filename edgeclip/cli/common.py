@@ -57,8 +57,8 @@ def model_options(command: F) -> F:
         click.option(
             "--engine",
             metavar="ENGINE[,ENGINE...]",
-            help="What runs it, e.g. onnxruntime-cpu; of several the first that opens, and the others are told with the "
-            "reason. Default: the best one that opens here. `edgeclip doctor` lists them.",
+            help="What runs it, and nothing else, e.g. onnxruntime-cpu; of several the first that opens, and why the others "
+            "did not is told. Default: the best one that opens here. `edgeclip doctor` lists them.",
         ),
         click.option(
             "-b",
