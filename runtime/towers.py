@@ -158,14 +158,13 @@ class Tower:
                 failed[name] = error
                 continue
             self.variant = engine.variant
-            self.fell_back = "; ".join(f"{other}: {error}" for other, error in failed.items())
+            self.fell_back = _told(failed)
             self._announce(engine)
             return engine
         first, *others = failed.values()
         if not others:
             raise first
-        every = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise EngineError(f"{self.name} tower: opens on no engine. {every}") from first
+        raise EngineError(f"{self.name} tower: opens on no engine. {_told(failed)}") from first
 
     def _open_on(self, name: str) -> Engine:
         """Open the first of the candidates that this engine opens. Raises the reason why the very first did not."""
@@ -221,3 +220,8 @@ class Tower:
             elif self._engine is not None:
                 log.info("%s tower: idle for %g s, unloaded", self.name, self._unload_after)
                 self.close()
+
+
+def _told(failed: Mapping[str, EdgeClipError]) -> str:
+    """Why engines did not open, on one line."""
+    return "; ".join(f"{name}: {str(error).rstrip('.')}" for name, error in failed.items())
