@@ -106,6 +106,9 @@ def test_what_is_written_after_the_block_is_removed(folder: Path) -> None:
 def test_a_list_of_another_folder_does_not_count(folder: Path, tmp_path: Path) -> None:
     with sealed(tmp_path / "others") as others:
         (others / "x.engine").write_bytes(b"x")
+    inside(folder)
+    for path in (folder / "a.engine", folder / "deep" / "b.timing"):
+        path.unlink()
     for path in (others / "x.engine", others / ".sealed.json"):
         path.replace(folder / path.name)
     assert inside(folder) == []

@@ -21,11 +21,13 @@ import pytest
 
 from edgeclip.bundle import Bundle, open_bundle, pack_zip
 from edgeclip.errors import EngineError, InputError
+from edgeclip.files import write_file
 from edgeclip.runtime.engines import EngineOptions
 from edgeclip.runtime.tensorrt import records
 from edgeclip.runtime.tensorrt.caches import read_cache, write_cache
 from edgeclip.runtime.tensorrt.key import machine_key, write_sealed
 from edgeclip.runtime.tensorrt.record import Record
+from edgeclip.runtime.tensorrt.records import name_of
 from edgeclip.runtime.tensorrt.store import Store, default_folder, store_of
 from tests.runtime.tensorrt.kept import CARD, OPTIONS, PLAN, RTX, files, library, paths, proper, record_of
 from tests.runtime.toy import make_bundle
@@ -135,6 +137,32 @@ def test_a_plan_is_written_without_a_copy(store: Store, toy: Bundle) -> None:
         assert tracemalloc.get_traced_memory()[1] < 34 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_what_a_dead_builder_left_makes_room_first(
+    store: Store, kept: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = store.folder / f".{store.plan_path(kept).name}.x1y2z3"
+    half.write_bytes(PLAN)
+    written = []
+
+    def write(path: Path, data: bytes | memoryview, *, private: bool) -> None:
+        written.append(half.exists())
+        write_file(path, data, private=private)
+
+    monkeypatch.setattr("edgeclip.runtime.tensorrt.store.write_file", write)
+    store.put(kept, PLAN)
+    assert written == [False]
+
+
+def test_names_tell_apart_what_is_apart(store: Store, toy: Bundle) -> None:
+    record = record_of(toy)
+    named = [record_of(toy, variant=replace(record.variant, id=each)) for each in ("a/b", "a_b", "a.b")]
+    graphs = [record_of(toy, graphs={"graphs/image-fp32.onnx": each * 64}) for each in "ab"]
+    bundles = [replace(record, bundle=each * 64) for each in "ab"]
+    assert len({name_of(each) for each in [record, *named, *graphs, *bundles]}) == 8
+    proofs = replace(record, fidelity=None, engine=None, notes=(), seconds=9.0, created="now", sha256="0")
+    assert name_of(proofs) == name_of(record)
 
 
 # --- tampering
@@ -289,6 +317,19 @@ def test_a_folder_in_which_others_may_write_is_refused(store: Store, kept: Recor
     assert store.records() == [kept]
 
 
+def test_another_users_folder_is_refused(store: Store, kept: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_key()
+    if os.geteuid() == 0:  # root's are everybody's, so give it away
+        os.chown(store.folder, 12345, -1)
+    else:
+        mine = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    assert store.records() == []
+    assert "belongs to user" in store.problems()[0]
+    with pytest.raises(EngineError, match="belongs to user"):
+        store.prepare()
+
+
 def test_swapped_plans_are_refused(store: Store, toy: Bundle) -> None:
     image, text = store.put(record_of(toy), PLAN), store.put(record_of(toy, tower=1), PLAN[::-1])
     one, two = paths(store, image)[1], paths(store, text)[1]
@@ -395,6 +436,7 @@ def test_a_graph_that_was_made_beside_its_engine(store: Store, toy: Bundle) -> N
     graph.write_bytes(b"grapf")
     with pytest.raises(EngineError, match="not what the engine was built from"):
         store.graph(record)
+    graph.write_bytes(b"graph")
     graph.rename(graph.with_name("aside"))
     graph.symlink_to("aside")
     with pytest.raises(EngineError, match="not what the engine was built from"):
@@ -497,8 +539,17 @@ def test_clearing_leaves_what_is_anothers(cache: Path, toy: Bundle, tmp_path: Pa
     mine.put(record_of(toy), PLAN)
     record = theirs.put(record_of(bundle), PLAN)
     (shared / "notes.json").write_text("a user's own")
-    assert mine.clear() > len(PLAN)
-    assert theirs.records() == [record]
+    (shared / "graphs").mkdir()
+    for name in ("one", "both"):
+        (shared / "graphs" / name).write_bytes(b"graph")
+    digest = hashlib.sha256(b"graph").hexdigest()
+    for each, bundle_, names in ((mine, toy, ("one", "both")), (theirs, bundle, ("both",))):
+        graphs = {f"graphs/{name}": digest for name in names}
+        made = replace(bundle_.manifest.variants[0], id="image-bf16", files=tuple(graphs))
+        each.put(record_of(bundle_, variant=made, graphs=graphs, made_from="image-fp32"), PLAN)
+    assert mine.clear() > 2 * len(PLAN)
+    assert len(theirs.records()) == 2
+    assert [path.name for path in (shared / "graphs").iterdir()] == ["both"]
     assert (shared / "notes.json").exists()
     assert theirs.plan(record) == PLAN
 
