@@ -5,6 +5,8 @@ A contestant is opened once, then prepared for pixels, which gives a call withou
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,11 +55,12 @@ def prepare(folder: Path, model: str) -> None:
     from edgeclip.export.precision import Request, convert
     from edgeclip.models.sources import load_source
 
-    exported = export_bundle(
-        load_source(str(folder / "source")), folder / "exported", settings=ExportSettings(overwrite=True)
-    ).bundle
+    settings = ExportSettings(overwrite=True)
+    source = load_source(str(folder / "source"))
+    exported = export_bundle(source, folder / "exported", settings=settings, tell=_say).bundle
     new = []
     for base in exported.manifest.variants_of("image"):
+        _say(f"{base.id} to fp16", None)
         graph = convert(
             read_graph(exported, base), "fp16", Request(inputs=np.load(folder / "calibration.npy")[:8])
         ).model
@@ -72,6 +75,11 @@ def prepare(folder: Path, model: str) -> None:
         new,
         order=lambda found: sorted(found, key=lambda v: v.axes.precision != "fp32"),
     )
+
+
+def _say(step: str, seconds: float | None) -> None:
+    if seconds is None:
+        print(f"{time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
 
 
 def on_cpu(folder: Path) -> Runner:
