@@ -103,13 +103,15 @@ def interruptible(work: Callable[[], T], stop: threading.Event) -> T:
     """
     done: list[T] = []
     failed: list[BaseException] = []
-    over = (
-        threading.Event()
-    )  # not `Thread.join`: one that a signal breaks off takes the thread for dead (CPython 3.11)
+    # `go`: nothing begins before Ctrl-C is heard. `over`, not `Thread.join`: CPython 3.11 takes a thread for dead once a signal
+    # breaks off a join of it.
+    go, over = threading.Event(), threading.Event()
 
     def run() -> None:
+        go.wait()
         try:
-            done.append(work())
+            if not stop.is_set():
+                done.append(work())
         except BaseException as error:
             # Its traceback would keep builder and network, gigabytes, while the next graph is tried.
             traceback.clear_frames(error.__traceback__)
@@ -119,10 +121,12 @@ def interruptible(work: Callable[[], T], stop: threading.Event) -> T:
 
     threading.Thread(target=run, name="edgeclip-build", daemon=True).start()
     try:
+        go.set()
         while not over.wait(0.1):
             pass
     except KeyboardInterrupt:
         stop.set()
+        go.set()
         over.wait()
         raise
     if failed:

@@ -85,7 +85,7 @@ def test_ctrl_c_waits_for_the_work(turn: int) -> None:
     stop, ended = threading.Event(), []
 
     def work() -> None:
-        time.sleep(0.02 * turn)
+        time.sleep(0.005 * turn)
         os.kill(os.getpid(), signal.SIGINT)
         for i in itertools.count():
             if stop.wait(0.01) or i > 500:
