@@ -129,7 +129,7 @@ class _Building:
                     if self.device is not None and record.fidelity is None:
                         record = self._proved(record, self.settings.on_shortfall)
                 except EngineError as error:
-                    log.warning("%s It is built again now", error)
+                    log.warning("built again: %s", str(error).partition(" Run: ")[0])
                     return None
                 self.tell(candidate.variant.id, FOUND, 1.0)
                 return record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +21,6 @@ _NAME = r"[\w-]+-[0-9a-f]{16}"
 RECORD = re.compile(rf"{_NAME}\.json")
 PLAN = re.compile(rf"({_NAME})\.[0-9a-f]{{16}}\.engine")
 HALF = re.compile(rf"\.{_NAME}(\.json|\.[0-9a-f]{{16}}\.engine)\.\w+")  # of a writer that was killed
-
-log = logging.getLogger(__name__)
 
 
 def name_of(record: Record) -> str:
@@ -91,7 +88,6 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
     except OSError as error:
         return [], [f"{folder}: cannot be read ({error.strerror or error})."]
     except EngineError as error:
-        log.warning("no engine is loaded: %s", error)
         return [], [str(error)]
     for name in names:
         try:
@@ -99,6 +95,5 @@ def read_records(folder: Path) -> tuple[list[Record], list[str]]:
         except FileNotFoundError:
             continue  # removed since
         except EngineError as error:
-            log.warning("an engine is passed over: %s", error)
             problems.append(str(error))
     return sorted(found, key=lambda record: record.created, reverse=True), problems

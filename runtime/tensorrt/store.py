@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 from edgeclip.bundle import Bundle, Variant
@@ -165,7 +166,10 @@ class Store:
         """
         wanted = variant.id if isinstance(variant, Variant) else variant
         found = []
-        for record in self.records():
+        everything, problems = read_records(self.folder)
+        for line in problems:
+            _warn(line)
+        for record in everything:
             asked = (
                 (name, record.library),
                 (wanted, record.variant.id),
@@ -339,6 +343,11 @@ class Store:
         again = self._command(library.name, ["--precision", variant.axes.precision])
         but = next(iter([*why, *(f"{line} " for line in read_records(self.folder)[1])]), "")
         return f"{self.folder}: no engine of {variant.id} for {here}. {but}{again}"
+
+
+@cache  # once a process: engines are looked for at each opening
+def _warn(line: str) -> None:
+    log.warning("no engine that may be loaded: %s", line)
 
 
 def _unlink(path: Path) -> int:

@@ -225,6 +225,15 @@ def test_damaged_records_are_passed_over_whatever_the_damage(store: Store, kept:
             store.plan(kept, RTX, CARD)
 
 
+def test_what_is_passed_over_is_said_once(
+    store: Store, kept: Record, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths(store, kept)[0].write_bytes(b"{}")
+    assert store.find() == store.find() == store.local_variants() == []
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    assert f"{paths(store, kept)[0]}: not sealed with the key of this machine" in caplog.text
+
+
 @pytest.mark.parametrize(
     "content",
     [
