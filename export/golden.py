@@ -35,7 +35,7 @@ def golden_file(
     text_rows: NDArray[np.float32] | None,
     merged: Mapping[int, NDArray[np.float32]] | None = None,
 ) -> bytes:
-    """The safetensors file's content, without a missing tower's part; its layout is described in runtime/verify.py.
+    """The safetensors file's content, without a missing tower's part; its layout is described in runtime/replay.py.
 
     Args:
         merged: (N, D) image rows by the number of tokens that each block merges away.

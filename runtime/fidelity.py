@@ -36,6 +36,13 @@ def measure(a: Array, b: Array, scores: Callable[[Array], Array] | None = None) 
     a, b = a.astype(np.float64), b.astype(np.float64)
     check_sane(a, "source")
     check_sane(b, "exported graph")
+    return figures(a, b, scores)
+
+
+def figures(
+    a: Array, b: Array, scores: Callable[[Array], Array] | None = None, against: str = "source"
+) -> Fidelity:
+    """`measure` of (N, D) float64 rows that were found sane, one or more."""
     cosines = cosine(a, b)
     return Fidelity(
         samples=len(a),
@@ -46,6 +53,7 @@ def measure(a: Array, b: Array, scores: Callable[[Array], Array] | None = None) 
         relative_distance=relative_distance(a, b),
         rank_agreement=rank_agreement(a, b),
         top1_agreement=None if scores is None else top1_agreement(scores(a), scores(b)),
+        against=against,
     )
 
 
@@ -72,9 +80,13 @@ def cosine(a: Array, b: Array) -> Array:
 
 
 def relative_distance(a: Array, b: Array) -> float:
-    """Mean ||a_i - b_i|| over the median distance between different rows of a; equal rows (a picture given twice) say nothing."""
+    """Mean ||a_i - b_i|| over the median distance between different rows of a; equal rows (a picture given twice) say nothing.
+
+    Where no two differ, over 1.
+    """
     distances = _distances(a)[np.triu_indices(len(a), 1)]
-    return float(np.linalg.norm(a - b, axis=1).mean() / np.median(distances[distances > CONSTANT / 2]))
+    different = distances[distances > CONSTANT / 2]
+    return float(np.linalg.norm(a - b, axis=1).mean() / (np.median(different) if len(different) else 1.0))
 
 
 def rank_agreement(a: Array, b: Array) -> float:

@@ -11,6 +11,7 @@ from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import CheckFailed
 from edgeclip.runtime.engines import Engine, run
 from edgeclip.runtime.labels import LabelPack
+from edgeclip.runtime.replay import batches
 from edgeclip.runtime.results import to_scores
 
 Array = NDArray[Any]
@@ -28,20 +29,13 @@ def replay_head(bundle: Bundle, engine: Engine, pixels: Array, want: Array | Non
     Raises:
         CheckFailed: what falls short.
     """
-    variant = engine.variant
-    found = (
-        _labels(bundle, engine, pixels) if variant.axes.head == "labels" else _prompts(bundle, engine, pixels)
-    )
-    if len(pixels) > 1 and not any(np.ptp(cosines, axis=0).any() for cosines, _ in found):
-        raise CheckFailed("gives the same row for different inputs")
+    found = cosines_of(bundle, engine, pixels)
     if want is None:
         return f"{len(pixels)} made-up inputs, finite and different"
-    worst = 0.0
-    for cosines, vectors in found:
-        wanted = np.einsum(
-            "nd,npd->np", want.astype(np.float64), np.broadcast_to(vectors, (len(want), *vectors.shape[1:]))
-        )
-        worst = max(worst, float(np.abs(cosines - wanted).max(axis=1).mean()))
+    worst = max(
+        float(np.abs(cosines - wanted_cosines(want, vectors)).max(axis=1).mean())
+        for cosines, vectors in found
+    )
     if not worst <= allowed:
         raise CheckFailed(
             f"its cosines are {worst:.1e} from what the golden rows give, {allowed:.0e} is allowed"
@@ -49,12 +43,29 @@ def replay_head(bundle: Bundle, engine: Engine, pixels: Array, want: Array | Non
     return f"{len(want)} golden rows, cosines {worst:.1e} away"
 
 
+def cosines_of(bundle: Bundle, engine: Engine, pixels: Array) -> list[tuple[Array, Array]]:
+    """-> (cosines (N, P), the prompts' vectors (1 or N, P, D)) of each way in which a head is asked. Raises CheckFailed."""
+    ask = _labels if engine.variant.axes.head == "labels" else _prompts
+    found = ask(bundle, engine, pixels)
+    if len(pixels) > 1 and not any(np.ptp(cosines, axis=0).any() for cosines, _ in found):
+        raise CheckFailed("gives the same row for different inputs")
+    return found
+
+
+def wanted_cosines(rows: Array, vectors: Array) -> Array:
+    """(N, P) that (N, D) rows give with (1 or N, P, D) vectors."""
+    shape = (len(rows), *vectors.shape[1:])
+    return np.asarray(np.einsum("nd,npd->np", rows.astype(np.float64), np.broadcast_to(vectors, shape)))
+
+
 def _labels(bundle: Bundle, engine: Engine, pixels: Array) -> list[tuple[Array, Array]]:
     """-> (cosines (N, P), vectors (1, P, D)). Scores must follow from logits."""
     pack = LabelPack.open(bundle.path(engine.variant.labels))
-    slot = engine.slot(len(pixels))
-    slot.inputs["pixels"][:] = pixels
-    out = run(engine, slot)
+    parts = []
+    for part, slot in batches(engine, len(pixels), lambda rows: {}):
+        slot.inputs["pixels"][:] = pixels[part]
+        parts.append({name: array.copy() for name, array in run(engine, slot).items()})
+    out = {name: np.concatenate([part[name] for part in parts]) for name in ("logits", "scores")}
     if out["logits"].shape[1] != len(pack.labels):
         raise CheckFailed(
             f"gives {out['logits'].shape[1]} logits, its label pack has {len(pack.labels)} labels"
@@ -75,14 +86,23 @@ def _prompts(bundle: Bundle, engine: Engine, pixels: Array) -> list[tuple[Array,
     mask |= len(axes) == 1
     found = []
     for vectors in (axes[None], np.stack([np.roll(axes, i, axis=0) for i in range(count)])):
-        slot = engine.slot(count, {"B": len(vectors), "P": len(axes)})
-        slot.inputs["pixels"][:] = pixels
-        slot.inputs["prompt_embeddings"][:], slot.inputs["prompt_mask"][:] = vectors, mask
-        logits = run(engine, slot)["logits"]
+        logits = _asked(engine, pixels, vectors, mask)
         if (logits[:, ~mask] != MASKED).any():
             raise CheckFailed(f"gives a masked prompt another logit than {MASKED:g}")
         found.append((_cosines(bundle, engine.variant, logits[:, mask]), vectors[:, mask]))
     return found
+
+
+def _asked(engine: Engine, pixels: Array, vectors: Array, mask: Array) -> Array:
+    """(N, P) logits of (B, P, D) prompts, B being 1 or N."""
+    sets, prompts = vectors.shape[:2]
+    parts = []
+    for part, slot in batches(engine, len(pixels), lambda rows: {"B": min(sets, rows), "P": prompts}):
+        slot.inputs["pixels"][:] = pixels[part]
+        slot.inputs["prompt_embeddings"][:] = vectors if sets == 1 else vectors[part]
+        slot.inputs["prompt_mask"][:] = mask
+        parts.append(run(engine, slot)["logits"].copy())
+    return np.concatenate(parts)
 
 
 def _cosines(bundle: Bundle, variant: Variant, logits: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -93,9 +93,10 @@ def embedded_names() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MANIFEST}"))
 
 
-def check_hashes(bundle: Bundle) -> None:
-    """Read every file of the bundle and compare its SHA-256. Raises CheckFailed that names the first wrong file."""
-    for name, entry in bundle.manifest.files.items():
+def check_hashes(bundle: Bundle, names: Iterable[str] | None = None) -> None:
+    """Read files of the bundle, all or those named, and compare their SHA-256. Raises CheckFailed that names the first wrong file."""
+    for name in bundle.manifest.files if names is None else names:
+        entry = bundle.manifest.files[name]
         if (found := sha256_file(bundle.root / name)) != entry.sha256:
             raise CheckFailed(
                 f"{bundle.root / name}: SHA-256 is {found[:12]}..., the manifest says {entry.sha256[:12]}.... "

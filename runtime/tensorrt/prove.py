@@ -1,0 +1,82 @@
+"""Whether an engine gives on its device what the bundle says: the golden inputs replayed, measured in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.bundle import Bundle, Fidelity, Variant, check_hashes
+from edgeclip.errors import CheckFailed, EdgeClipError
+from edgeclip.runtime.engines import Engine, open_variant
+from edgeclip.runtime.fidelity import figures
+from edgeclip.runtime.replay import inputs_of, limit_of, read_golden, rows_of
+from edgeclip.runtime.verify_heads import cosines_of, replay_head, wanted_cosines
+
+Array = NDArray[Any]
+
+CPU = "onnxruntime-cpu"
+
+
+def prove(bundle: Bundle, variant: Variant, engine: Engine, *, tf32: bool = False) -> Fidelity:
+    """Replay the golden inputs. Without golden rows, what the bundle's own graph gives on the CPU is the measure.
+
+    Args:
+        variant: what the engine was built from; of the bundle, or made from one of its variants.
+        engine: opened, in any batch sizes.
+        tf32: whether its fp32 products round to 10 bits of mantissa, as fp16 does.
+    Returns:
+        Its agreement with the golden rows; of a graph with a head, of the cosines with those that the rows give.
+    Raises:
+        CheckFailed: out of the limits, not finite, constant, or without anything to compare with; gives the figures.
+        EngineError: the engine takes none of the inputs.
+    """
+    manifest = bundle.manifest
+    check_hashes(bundle, [name for name in (manifest.golden, variant.labels) if name])
+    inputs, want = inputs_of(bundle, variant, read_golden(bundle))
+    limit = limit_of(variant, "fp16" if tf32 and variant.axes.precision == "fp32" else "")
+    try:
+        if variant.axes.head != "embeddings":
+            found, want = _of_head(bundle, engine, inputs, want, limit.of_cosines(want))
+            return figures(want, found)
+        found, against = rows_of(engine, inputs), "source"
+        if want is None:
+            want, against = _on_the_cpu(bundle, variant, inputs)
+        want = want.astype(np.float64)
+        limit.check(found, want)
+    except CheckFailed as error:
+        raise CheckFailed(f"{variant.id} on {engine.name}: {error}. The engine is not used.") from error
+    return figures(want, found, against=against)
+
+
+def _of_head(
+    bundle: Bundle, engine: Engine, pixels: Array, want: Array | None, allowed: float
+) -> tuple[Array, Array]:
+    """-> (N, P) cosines found, and those wanted."""
+    if want is None:
+        raise CheckFailed("the bundle has no golden pictures, and a head cannot be proved without")
+    replay_head(bundle, engine, pixels, want, allowed)
+    (found, vectors), *_ = cosines_of(bundle, engine, pixels)
+    return found, wanted_cosines(want, vectors)
+
+
+def _on_the_cpu(bundle: Bundle, variant: Variant, inputs: Array) -> tuple[Array, str]:
+    """-> (rows of the first variant of the same kind that runs here, fp32 before others; its id)."""
+    kind = (variant.axes.token_merging, variant.axes.input)
+    alike = [
+        v for v in bundle.manifest.variants_of(variant.tower) if (v.axes.token_merging, v.axes.input) == kind
+    ]
+    reasons = []
+    for one in sorted(alike, key=lambda v: v.computes_in != "fp32"):
+        try:
+            engine = open_variant(CPU, bundle, one)
+        except EdgeClipError as error:
+            reasons.append(str(error))
+            continue
+        try:
+            return rows_of(engine, inputs), one.id
+        finally:
+            engine.close()
+    why = reasons[0] if reasons else f"the bundle has no {variant.tower} tower like it"
+    raise CheckFailed(f"there are no golden rows, and nothing on the CPU to compare with: {why}")
