@@ -46,7 +46,8 @@ def machine_key(*, create: bool = False) -> bytes:
             ) from None
         if not create:
             raise EngineError(
-                f"{path}: no engine key: no engine was built on this machine. Run: edgeclip build BUNDLE --target ..."
+                f"{path}: no engine key: no engine was built on this machine. Run: edgeclip build BUNDLE --target ...; for "
+                f"engines that were built elsewhere, name their key in ${VARIABLE}."
             ) from None
     return _make(path)
 
