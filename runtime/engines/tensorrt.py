@@ -152,10 +152,11 @@ def _prove(bundle: Bundle, record: Record, engine: TensorRt, store: Store) -> No
     from edgeclip.runtime.tensorrt.network import judge
     from edgeclip.runtime.tensorrt.prove import prove
 
-    report = read_engine(load_library(record.library).module, engine.engine)
+    with cuda.on(engine.device):
+        report = read_engine(load_library(record.library).module, engine.engine)
     for line in judge(record.variant, record.network, report):
         log.warning("%s: %s", record.variant.id, line)
-    fidelity = prove(bundle, record.variant, engine)
+    fidelity = prove(bundle, record.variant, engine, tf32=record.options.tf32)
     store.update(replace(record, engine=report, fidelity=fidelity))
 
 

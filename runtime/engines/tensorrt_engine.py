@@ -49,7 +49,7 @@ class TensorRt:
         self, library: Library, variant: Variant, options: EngineOptions, engine: Any, runtime: Any, *,
         configure: Any = None, graphs: bool = True,
     ) -> None:  # fmt: skip
-        self.name, self.variant = library.name, variant
+        self.name, self.variant, self.device = library.name, variant, options.device
         self.provider = str(library)
         self.threads = options.threads or usable_cores()
         self.engine, self._library, self._runtime, self._configure = engine, library, runtime, configure
@@ -135,7 +135,6 @@ class TensorRt:
                     self.variant.id, self._context(), self._place, self.variant.inputs, self.variant.outputs, shape, graphs=self._graphs
                 )  # fmt: skip
                 self._lanes.add(lane)
-        lane.wait()  # whoever held it may have gone before its work was done
         return lane
 
     def _context(self) -> Any:

@@ -122,7 +122,7 @@ class Lane:
             self._context.set_device_memory(scratch.address, scratch.size)
             self._moved, self._graph = self._place.moved, None
         if self._run != run:
-            self._run, self._warm = {}, False  # a lane that records is never told another shape
+            self._run = {}  # until all of it is set. A lane that records is never told a second one
             for port in self.inputs:
                 _done(self._context.set_input_shape(port.name, concrete(port, run)))
             self._run = dict(run)

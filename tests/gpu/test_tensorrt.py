@@ -59,7 +59,7 @@ def test_it_is_proved_when_it_is_built(library: str, tmp_path: Path) -> None:
     assert {record.variant.tower for record in records} == {"image", "text"}
     for record in records:
         assert record.fidelity is not None
-        assert record.fidelity.max_abs < TOLERANCE
+        assert record.fidelity.relative_distance < 0.01  # the bundle stores its weights in fp16
         assert record.engine is not None
         assert record.engine.layers > 0
 
@@ -94,7 +94,7 @@ def test_nano_gives_what_it_gives_on_the_cpu(library: str, precision: str, toler
     build_and_convert(bundle, library, BuildSettings(precision=precision, batches=("1:4:8",)))
     pictures = [picture(seed, 96, 80) for seed in range(11)]
     found = []
-    for engine, wanted in (("onnxruntime-cpu", "fp32"), (library, precision)):
+    for engine, wanted in (("onnxruntime-cpu", None), (library, precision)):
         with edgeclip.load(bundle, engine=engine, precision=wanted) as model:
             found.append((model.embed_images(pictures), model.embed_texts(["a cat", "two dogs"])))
     for cpu, gpu in zip(*found, strict=True):

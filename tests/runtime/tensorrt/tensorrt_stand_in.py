@@ -55,7 +55,7 @@ def module(cuda: StandIn, rtx: bool = False) -> Any:
     """The module. `engines` and `contexts`: those that were made."""
     trt = SimpleNamespace(
         __version__="1.7.1.116" if rtx else "10.3.0.30", ILogger=ILogger, cuda=cuda, engines=[], contexts=[],
-        ExecutionContextAllocationStrategy=Strategy, DataType=DataType, LayerInformationFormat=SimpleNamespace(JSON=1),
+        ExecutionContextAllocationStrategy=Strategy, DataType=DataType, TensorIOMode=TensorIOMode, LayerInformationFormat=SimpleNamespace(JSON=1),
     )  # fmt: skip
     trt.Runtime = lambda logger: Runtime(trt, logger)
     trt.Refitter = lambda engine, logger: SimpleNamespace(
@@ -147,9 +147,7 @@ class Engine:
 
     def create_execution_context(self, how: Any) -> Any:
         own = isinstance(how, RuntimeConfig)
-        if (how.strategy if own else how) is not Strategy.USER_MANAGED or own != hasattr(
-            self.trt, "CudaGraphStrategy"
-        ):
+        if (how.strategy if own else how) is not Strategy.USER_MANAGED:
             raise AssertionError("the context would allocate scratch memory of its own")
         self.trt.contexts.append(context := Context(self, self.trt.cuda))
         return context

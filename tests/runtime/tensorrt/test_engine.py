@@ -30,6 +30,7 @@ from edgeclip.runtime.engines import (
     tensorrt,
     tensorrt_place,
 )
+from edgeclip.runtime.engines.tensorrt_engine import IDLE_LANES
 from edgeclip.runtime.engines.tensorrt_lane import Lane
 from edgeclip.runtime.engines.tensorrt_place import Place
 from edgeclip.runtime.engines.tensorrt_shapes import Shapes
@@ -113,7 +114,7 @@ def test_rows_equal_the_reference_at_every_batch(gpu: StandIn, toy: Bundle, name
 def test_texts_of_every_length_share_one_context(gpu: StandIn, toy: Bundle) -> None:
     build(toy, text(toy), TEXT)
     engine = open_variant("tensorrt", toy, text(toy), EngineOptions())
-    for length in (1, 5, 12, 5, 12):
+    for length in (1, 5, 12, 5, 5, 5, 12):
         slot = engine.slot(2, {"L": length})
         slot.inputs["input_ids"][:] = np.random.default_rng(length).integers(1, 64, (2, length))
         np.testing.assert_allclose(
@@ -395,11 +396,14 @@ def test_buffers_are_used_again_but_not_before_their_arrays_are_gone(gpu: StandI
 def test_idle_buffers_are_few(gpu: StandIn, toy: Bundle) -> None:
     build(toy, image(toy), IMAGE)
     engine = opened(toy)
-    for count in (1, 2, 4, 5, 8, 9, 10, 11, 16, 32):
-        run(engine, filled(engine, count))
+    for count in (1, 2, 4, 5, 8, 9, 10, 11, 16, 32, 1, 2):
+        run(engine, slot := filled(engine, count))
+        check(slot)
+        engine.submit(filled(engine, count))  # and forgotten: freed when it is done, not before
+    del slot
     gc.collect()
     engine.slot(1)
-    assert len([lane for lane in engine._lanes if lane._context is not None]) <= 6
+    assert len(gpu.host) <= 2 * (IDLE_LANES + 1)  # one for its input, one for its output
     engine.close()
 
 
@@ -513,7 +517,7 @@ class TestProof:
         prove = pytest.importorskip("edgeclip.runtime.tensorrt.prove")
         made: list[str] = []
         plain = prove.prove
-        monkeypatch.setattr(prove, "prove", lambda *a: (made.append(a[1].id), plain(*a))[1])
+        monkeypatch.setattr(prove, "prove", lambda *a, **k: (made.append(a[1].id), plain(*a, **k))[1])
         return made
 
     def test_once_and_written_down(self, gpu: StandIn, proofs: list[str]) -> None:
@@ -526,7 +530,7 @@ class TestProof:
         (record,) = store_of(nano, EngineOptions()).records()
         assert record.fidelity is not None
         assert record.fidelity.samples > 1
-        assert record.fidelity.max_abs < 1e-5
+        assert 0 < record.fidelity.relative_distance < 0.01
         assert record.engine is not None
         assert record.engine.layers == 1
 
