@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgeclip.bundle import Bundle, Fidelity, Variant
 from edgeclip.errors import CheckFailed, InputError, MissingExtraError
 from edgeclip.files import sha256_file
@@ -23,6 +25,8 @@ from edgeclip.runtime.tensorrt.record import Record
 from edgeclip.runtime.tensorrt.settings import BuildSettings, Made, Tell, quiet
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgeclip.export.compress.bench import Candidate
     from edgeclip.export.compress.budget import Budget
 
@@ -113,11 +117,14 @@ class Converter:
         """
         planned = self.plan(base, precision)
         self._check(bundle, planned, archs)
+        from edgeclip.export.tensorrt_rules import required
         from edgeclip.export.weights import save_graphs
 
         candidate, fidelity, notes = self._measured(bundle, base, precision, tell)
         _hold_to_rules(candidate.model, planned, library, archs)
-        variant = replace(planned, fidelity=fidelity)
+        variant = replace(planned, fidelity=fidelity, requires={"tensorrt": required(candidate.model)})
+        tell("replay the golden inputs")
+        _replay(bundle, variant, candidate.model, self.threads)
         files = save_graphs([(variant.id, candidate.model)], folder, base.tower)[variant.id]
         return Made(replace(variant, files=files), notes)
 
@@ -208,14 +215,34 @@ def capability(arch: str) -> tuple[int, int]:
     return int(digits[:-1]), int(digits[-1])
 
 
-def _hold_to_rules(model: object, variant: Variant, library: Library, archs: Sequence[str]) -> None:
+def _hold_to_rules(model: ir.Model, variant: Variant, library: Library, archs: Sequence[str]) -> None:
     from edgeclip.export.tensorrt_rules import problems
 
     version = documented(library)
     oldest = min((capability(arch) for arch in archs), default=None)
-    if found := problems(model, version, oldest):  # type: ignore[arg-type]
+    if found := problems(model, version, oldest):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise CheckFailed(f"{variant.id}: TensorRT {version} would not take it: {found[0]}{more}.")
+
+
+def _replay(bundle: Bundle, variant: Variant, model: ir.Model, threads: int | None) -> None:
+    """Hold the graph to the bundle's golden rows, as the device will its engine. Raises CheckFailed."""
+    from edgeclip.export.compress.bench import HALF, Graph
+    from edgeclip.export.precision.typed import rounded
+    from edgeclip.runtime.replay import inputs_of, limit_of, read_golden
+    from edgeclip.runtime.threads import usable_cores
+
+    inputs, want = inputs_of(bundle, variant, read_golden(bundle))
+    if want is None:
+        return
+    exact = rounded(model) if variant.axes.precision in HALF else model
+    graph = Graph(exact, inputs, threads or usable_cores(), byte_kernels=False)
+    try:
+        limit_of(variant).check(
+            graph.rows(np.arange(len(inputs))).astype(np.float64), want.astype(np.float64)
+        )
+    except CheckFailed as error:
+        raise CheckFailed(f"{variant.id}: {error}. No engine is built.") from error
 
 
 def _alone(bundle: Bundle, base: Variant) -> tuple[Bundle, Variant, Variant]:

@@ -192,7 +192,7 @@ class _Building:
             )
             known = set(record.notes)
             new = [line for line in judge(proved.variant, proved.network, proved.engine) if line not in known]
-            notes = _judged(new, record.variant.id, on_shortfall)
+            notes = _judged(new, record.variant.id, on_shortfall, said=True)
         except EdgeClipError:
             self.store.remove(record)
             raise
@@ -202,13 +202,15 @@ class _Building:
         return proved
 
 
-def _judged(shortfalls: Sequence[str], name: str, on_shortfall: str) -> tuple[str, ...]:
-    """The shortfalls as notes. Raises CheckFailed where they are not wanted."""
+def _judged(
+    shortfalls: Sequence[str], name: str, on_shortfall: str, *, said: bool = False
+) -> tuple[str, ...]:
+    """The shortfalls as notes. `said`: whoever opened the engine has warned of them. Raises CheckFailed where they are not wanted."""
     if shortfalls and on_shortfall == "fail":
         more = f" (and {len(shortfalls) - 1} more)" if len(shortfalls) > 1 else ""
         raise CheckFailed(
             f"{name}: {shortfalls[0]}{more}. It is not kept; pass --on-shortfall report to keep such engines"
         )
-    for line in shortfalls:
+    for line in () if said else shortfalls:
         log.warning("%s: %s", name, line)
     return tuple(shortfalls)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import edgeclip
 from edgeclip.bundle import Bundle, Variant
@@ -81,6 +85,7 @@ def test_a_conversion_is_as_far_from_fp32_as_it_says(
     assert distance <= variant.fidelity.relative_distance * 1.3
     assert at_least < variant.fidelity.relative_distance < at_most
     assert variant.fidelity.against == base.id
+    assert variant.requires == {"tensorrt": "10.3"}
 
 
 def test_bytes_are_symmetric_for_tensorrt(nano: Bundle, tmp_path: Path) -> None:
@@ -97,6 +102,21 @@ def test_out_of_bounds_is_refused_with_its_figures(nano: Bundle, tmp_path: Path)
     with pytest.raises(CheckFailed, match=r"no engine is built.*distance 0\.000\d+, at most 1e-05 allowed"):
         made_of(nano, "fp16", tmp_path, strict)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_what_the_bundle_promises_is_refused(nano: Bundle, tmp_path: Path) -> None:
+    """The graph's own fp32 rows would agree: only the golden rows tell that it is another model's."""
+    other = replace(nano, root=tmp_path / "other")
+    shutil.copytree(nano.root, other.root)
+    golden = other.root / nano.manifest.golden
+    with safe_open(golden, framework="np") as file:
+        arrays, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({**arrays, "text_embeddings": arrays["text_embeddings"][::-1].copy()}, golden, metadata=facts)
+    with pytest.raises(
+        CheckFailed, match=r"text-fp16: relative distance to the golden rows is .*No engine is built"
+    ):
+        made_of(other, "fp16", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_rules_refuse_never_reaches_tensorrt(tmp_path: Path) -> None:
@@ -161,7 +181,10 @@ def test_what_a_conversion_depends_on(nano: Bundle, photos: Path, tmp_path: Path
     for path in photos.iterdir():
         (tmp_path / "more" / path.name).write_bytes(path.read_bytes())
     assert Converter(images=tmp_path / "more").facts(image, "fp16") == with_photos != plain
-    (tmp_path / "more" / "0.png").unlink()
+    first = tmp_path / "more" / "0.png"
+    first.write_bytes(first.read_bytes() + b"\0")
+    assert Converter(images=tmp_path / "more").facts(image, "fp16") != with_photos
+    first.unlink()
     assert Converter(images=tmp_path / "more").facts(image, "fp16") != with_photos
     assert Converter(images=photos).facts(text, "fp16")["samples"] == "built in"
     assert Converter(budgets=parse_budgets(["cosine=0.9"])).facts(text, "fp16")["budget"] == "cosine=0.9"

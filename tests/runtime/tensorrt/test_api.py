@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import numpy_helper
 
-from edgeclip.bundle import Bundle, Fidelity, open_bundle
+from edgeclip.bundle import Bundle, Fidelity, Variant, open_bundle
 from edgeclip.errors import CheckFailed, EngineError, InputError
-from edgeclip.runtime.engines import EngineOptions
+from edgeclip.runtime import cuda
+from edgeclip.runtime.engines import EngineOptions, tensorrt_place
 from edgeclip.runtime.tensorrt import api
 from edgeclip.runtime.tensorrt.api import build_engines
+from edgeclip.runtime.tensorrt.builder import Built
+from edgeclip.runtime.tensorrt.library import Library
+from edgeclip.runtime.tensorrt.record import BuildOptions, NetworkReport
 from edgeclip.runtime.tensorrt.settings import FOUND, BuildSettings
 from edgeclip.runtime.tensorrt.store import Store, store_of
 from tests.runtime.tensorrt.attending import make_attending
 from tests.runtime.tensorrt.kept import files
+from tests.runtime.tensorrt.stand_ins import forget, install
+from tests.runtime.tensorrt.tensorrt_stand_in import plan_of
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
 RTX = "tensorrt-rtx"
@@ -110,7 +119,16 @@ def test_without_a_kernel_the_decomposed_one_is_next(
     assert "Next: image-fp16-decomposed" in caplog.text
     assert len(store_of(narrow, EngineOptions()).records()) == 1
     nothing_is_built()
-    assert build_engines(narrow, RTX, settings) == [record]  # the operator is not tried once more
+    for patient in (settings, replace(settings, on_shortfall="report")):
+        assert build_engines(narrow, RTX, patient) == [record]  # the operator is not tried once more
+
+
+def test_what_falls_short_is_reported_only_where_nothing_better_is_left(cache: Path, narrow: Bundle) -> None:
+    settings = BuildSettings(archs=("sm86",), on_shortfall="report")
+    assert build_engines(narrow, RTX, settings)[0].variant.id == "image-fp16-decomposed"
+    (named,) = build_engines(narrow, RTX, replace(settings, variants=("image-fp16-op",)))
+    assert named.variant.id == "image-fp16-op"
+    assert "1 of 1 operators have no fused kernel" in named.notes[0]
 
 
 def test_a_decomposed_engine_that_was_asked_for_does_not_stand_for_the_operator(
@@ -231,3 +249,72 @@ def test_a_file_that_changed_since_the_bundle_was_opened(store: Store, toy: Bund
     graph.write_bytes(graph.read_bytes() + b"\0")
     with pytest.raises(Exception, match=r"bytes, the manifest says"):
         build_engines(copy, RTX, FP32)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A stand-in for CUDA and TensorRT, whose builder gives what the stand-in runs."""
+    install(monkeypatch)
+
+    def stand_in(
+        library: Library, graph: Path, variant: Variant, options: BuildOptions, **more: Any
+    ) -> Built:
+        built.append(more.get("timing_cache"))
+        plan = plan_of(bent.get(variant.id, graph.read_bytes()), [dict(each) for each in options.profiles])
+        network = NetworkReport(3, {"fp32": 1}, {"fp32": 99}, 0, {"fp32": 3})
+        return Built(memoryview(plan), network, b"timings", 1.5)
+
+    built: list[bytes | None] = []
+    bent: dict[str, bytes] = {}
+    monkeypatch.setattr(api, "build", stand_in)
+    stand_in.built, stand_in.bent = built, bent  # type: ignore[attr-defined]
+    yield stand_in
+    tensorrt_place._places.clear()
+    forget()
+
+
+def test_on_a_gpu_an_engine_is_proved_before_it_is_accepted(gpu: Any, store: Store, toy: Bundle) -> None:
+    records = build_engines(toy, "tensorrt", BuildSettings(precision="fp32"))
+    for record in records:
+        assert record.device == cuda.devices()[0]
+        assert record.fidelity is not None
+        assert record.fidelity.max_abs < 1e-6
+        assert record.engine is not None
+        assert record.options.archs == ()
+    assert gpu.built == [None, b"timings"]  # what the first build learnt helps the second
+    assert build_engines(toy, "tensorrt", BuildSettings(precision="fp32")) == records
+    assert len(gpu.built) == 2
+
+
+def test_on_a_gpu_other_embeddings_are_refused(gpu: Any, store: Store, toy: Bundle) -> None:
+    image, _ = toy.manifest.variants
+    model = onnx.load(toy.path(image.files[0]))
+    (weight,) = model.graph.initializer
+    values = numpy_helper.to_array(weight).copy()
+    values[:, 0] *= 1.01
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    gpu.bent[image.id] = model.SerializeToString()
+    with pytest.raises(CheckFailed, match=r"image-fp32 on tensorrt: .*The engine is not used"):
+        build_engines(toy, "tensorrt", BuildSettings(precision="fp32"))
+    assert store.records() == []
+
+
+def test_on_a_gpu_what_the_inspector_finds_is_refused_or_reported(
+    gpu: Any, store: Store, toy: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = api.judge
+
+    def judge(variant: Variant, network: NetworkReport, engine: Any) -> tuple[str, ...]:
+        return (*real(variant, network, engine), *(["engine attention: none fused"] if engine else []))
+
+    for module in (api, sys.modules["edgeclip.runtime.tensorrt.network"]):
+        monkeypatch.setattr(module, "judge", judge)
+    settings = BuildSettings(precision="fp32", towers=("text",))
+    with pytest.raises(CheckFailed, match="text-fp32: engine attention: none fused"):
+        build_engines(toy, "tensorrt", settings)
+    assert store.records() == []
+    caplog.clear()
+    (record,) = build_engines(toy, "tensorrt", replace(settings, on_shortfall="report"))
+    assert record.notes == ("engine attention: none fused",)
+    assert store.records() == [record]
+    assert caplog.text.count("none fused") == 1
