@@ -290,7 +290,8 @@ def test_graphs_that_this_tensorrt_does_not_read(bundle: Bundle, fake: Fake) -> 
         with pytest.raises(EngineError, match=message):
             tensorrt.check_reads(replace(variant, requires={"tensorrt": oldest}), "10.16.0")
     tensorrt.check_reads(replace(variant, requires={"tensorrt": "10.14"}), "10.16.0")
-    tensorrt.check_reads(replace(variant, requires={"tensorrt": "10.3"}), "10.3.0")
+    for version in ("10.3.0", "10.16.0", "11.4.0"):  # numbers, not text: 10.16 is newer than 10.3
+        tensorrt.check_reads(replace(variant, requires={"tensorrt": "10.3"}), version)
     tensorrt.check_reads(variant, "8.6")
 
 
