@@ -20,7 +20,8 @@ from edgeclip.runtime.tensorrt.record import Record
 from edgeclip.runtime.tensorrt.store import Store, store_of
 
 NAME = "tensorrt"
-CUDA_GRAPH = "cuda_graph"  # the one provider option: "0" queues the work of each call piece by piece
+# Provider options: "0" queues the work of each call piece by piece; the libnvinfer_lean.so of the release that built an engine.
+CUDA_GRAPH, LEAN_RUNTIME = "cuda_graph", "lean_runtime"
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def open_plan(
         runtime = trt.Runtime(
             logger
         )  # its engine_host_code_allowed stays False: no code of a plan runs on the CPU
+        if record.version != library.version:
+            runtime = _lean_runtime(runtime, f"{what}: built by {record.version}", options)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(f"{what} cannot open it: {in_words(heard, 'Build it again.')}")
@@ -117,6 +120,19 @@ def open_plan(
     if cache is not None and keep is not None:
         opened.on_close = lambda: _keep(cache, kernels, keep)
     return opened
+
+
+def _lean_runtime(runtime: Any, what: str, options: EngineOptions) -> Any:
+    """What runs an engine of an earlier release. Plans leave it out: within one it would be code that opening the plan runs."""
+    path = options.provider_options.get(LEAN_RUNTIME)
+    if path is None:
+        raise EngineError(
+            f"{what} for later releases, which run it by that one's libnvinfer_lean.so: pass its path as "
+            f"provider_options={{{LEAN_RUNTIME!r}: ...}}, or build again."
+        )
+    if (lean := runtime.load_runtime(path)) is None:
+        raise EngineError(f"{what}, but {path} is not its lean runtime. Pass that release's, or build again.")
+    return lean
 
 
 def _configured(trt: Any, engine: Any, graphs: bool, kernels: bytes | None) -> tuple[Any, Any]:
@@ -162,11 +178,16 @@ def _prove(bundle: Bundle, record: Record, engine: TensorRt, store: Store) -> No
 
 def _check(name: str, options: EngineOptions) -> bool:
     """Whether to use CUDA graphs. Raises EngineError for options that no TensorRT engine has."""
-    unknown = [*(key for key in options.provider_options if key != CUDA_GRAPH), *options.session_options]
+    unknown = [
+        *(key for key in options.provider_options if key not in (CUDA_GRAPH, LEAN_RUNTIME)),
+        *options.session_options,
+    ]
     value = options.provider_options.get(CUDA_GRAPH, "1")
     if unknown or value not in ("0", "1"):
         given = unknown[0] if unknown else f"{CUDA_GRAPH}={value}"
-        raise EngineError(f"{name}: no option {given!r}. It has one: {CUDA_GRAPH}, 0 or 1.")
+        raise EngineError(
+            f"{name}: no option {given!r}. It has {CUDA_GRAPH}, 0 or 1, and {LEAN_RUNTIME}, a path."
+        )
     return value == "1"
 
 

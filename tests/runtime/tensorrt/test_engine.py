@@ -34,6 +34,7 @@ from edgeclip.runtime.engines.tensorrt_engine import IDLE_LANES
 from edgeclip.runtime.engines.tensorrt_lane import Lane
 from edgeclip.runtime.engines.tensorrt_place import Place
 from edgeclip.runtime.engines.tensorrt_shapes import Shapes
+from edgeclip.runtime.tensorrt.library import load_library
 from edgeclip.runtime.tensorrt.record import Profile
 from edgeclip.runtime.tensorrt.store import store_of
 from tests.mutants import broken
@@ -467,6 +468,32 @@ def test_a_plan_whose_weights_cannot_be_filled_in(gpu: StandIn, toy: Bundle) -> 
         opened(toy)
 
 
+def test_an_engine_of_an_earlier_release_runs_by_that_ones_library(
+    gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(toy, image(toy), IMAGE, changes={"version_compatible": True})
+    module = load_library("tensorrt").module
+    module.__version__ = "10.9.0.34"
+    with pytest.raises(
+        EngineError, match=r"built by 10\.3\.0\.30 for later releases, .*'lean_runtime': .* or build again\."
+    ):
+        opened(toy)
+    loaded: list[str] = []
+
+    def load(runtime: Any, path: str) -> Any:
+        loaded.append(path)
+        return runtime if path == "lean.so" else None
+
+    monkeypatch.setattr(type(module.Runtime(None)), "load_runtime", load, raising=False)
+    with pytest.raises(EngineError, match=r"but other\.so is not its lean runtime"):
+        opened(toy, provider_options={"lean_runtime": "other.so"})
+    engine = opened(toy, provider_options={"lean_runtime": "lean.so"})
+    run(engine, slot := filled(engine, 3))
+    check(slot)
+    engine.close()
+    assert loaded == ["other.so", "lean.so"]
+
+
 # --- profiles
 
 
@@ -613,7 +640,9 @@ def test_built_when_asked(gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_options_of_others(gpu: StandIn, toy: Bundle, options: Any) -> None:
-    with pytest.raises(EngineError, match=r"tensorrt: no option '.*'\. It has one: cuda_graph, 0 or 1\."):
+    with pytest.raises(
+        EngineError, match=r"tensorrt: no option '.*'\. It has cuda_graph, 0 or 1, and lean_runtime, a path\."
+    ):
         opened(toy, **options)
 
 
