@@ -45,3 +45,11 @@ def test_a_users_program(tmp_path: Path) -> None:
     assert names == {"a.png": one.label, "b.png": f"{bad}: the file is empty. Copy it again."}
     pack = uses_the_api.pack_labels(bundle, tmp_path / "pets.labels")
     np.testing.assert_allclose(np.linalg.norm(pack.vectors, axis=1), 1, atol=1e-6)
+
+
+def test_a_users_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
+    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
+    sizes = uses_the_api.build_ahead(make_bundle(tmp_path / "toy"), tmp_path / "engines")
+    assert set(sizes) == {"image-fp32", "text-fp32"}
+    assert sum(sizes.values()) == sum(path.stat().st_size for path in (tmp_path / "engines").glob("*.engine"))

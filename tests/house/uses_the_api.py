@@ -46,3 +46,9 @@ def pack_labels(bundle: Bundle, file: Path) -> LabelPack:
     pack = LabelPack.open(file)
     assert pack.model_id == bundle.manifest.model_id
     return pack
+
+
+def build_ahead(bundle: Bundle, folder: Path) -> dict[str, int]:
+    """Engines for RTX cards that are not here: bytes of each, by the graph that it is."""
+    settings = edgeclip.BuildSettings(precision="fp32", archs=("sm86", "sm89"), output=folder)
+    return {each.variant.id: each.size for each in edgeclip.build_engines(bundle, "tensorrt-rtx", settings)}
