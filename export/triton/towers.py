@@ -140,9 +140,8 @@ def _engine_notes(record: Record) -> tuple[str, ...]:
     where = (
         f"{record.device.name} ({record.device.arch})" if record.device else ", ".join(record.options.archs)
     )
+    what = f"TensorRT {record.version} exactly"
     if record.options.version_compatible:
-        flag = "--backend-config=tensorrt,version-compatible=true"
-        what = f"TensorRT {record.version} or a later release that it is compatible with; start tritonserver with {flag}"
-    else:
-        what = f"TensorRT {record.version} exactly"
+        # Its plan leaves out the lean runtime by which a later release would run it, and the backend can be given none.
+        what += " and --backend-config=tensorrt,version-compatible=true"
     return (f"{record.variant.id} needs a Triton with {what}, on {where}",)
