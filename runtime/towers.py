@@ -12,9 +12,9 @@ from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import BundleError, EdgeClipError, EngineError
 from edgeclip.runtime import fork
 from edgeclip.runtime.engines import Engine, EngineOptions, Slot, engine_order, local_variants, open_variant
+from edgeclip.runtime.engines.seam import UNCOUNTED
 
 MAX_SPARE_SLOTS = 4  # kept for the next call; the rest are freed
-UNCOUNTED = {"counted": False}  # of a warning that is for information only
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,6 @@ class Tower:
         )  # fmt: skip
         if self.fell_back and not self._announced:
             self._announced = True
-            # nothing went wrong with an input: `--strict` does not count it
             log.warning("%s tower: runs on %s; %s", self.name, engine.name, self.fell_back, extra=UNCOUNTED)
 
     def _candidates(self, name: str) -> list[Variant]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,13 +22,17 @@ from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime.engines.nvidia import linked, load_tensorrt
 from edgeclip.runtime.engines.onnxruntime_cuda import OnnxRuntimeCuda, built_in, load_with, provider_library
 from edgeclip.runtime.engines.onnxruntime_session import open_session, version_of
-from edgeclip.runtime.engines.seam import EngineOptions, Slot
+from edgeclip.runtime.engines.seam import UNCOUNTED, EngineOptions, Slot
 from edgeclip.runtime.tensorrt.record import Profile
 from edgeclip.runtime.threads import usable_cores
 
 NAME = "onnxruntime-tensorrt"
 PROVIDER = "TensorrtExecutionProvider"
+TF32 = "NVIDIA_TF32_OVERRIDE"  # read by NVIDIA's libraries when they are loaded
 BATCHES = (1, 8, 32)  # least, best and most rows of a call; provider options set others
+
+
+log = logging.getLogger(__name__)
 
 
 def present() -> bool:
@@ -48,9 +54,10 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
     onnxruntime = load_with(PROVIDER, options)
     version = load_tensorrt(_major(onnxruntime))
     check_reads(variant, version)
+    tell_of_rounding(NAME, variant)
     profile = profile_of(bundle, variant)
     own = {"device_id": str(options.device), **shapes(variant, profile, "trt_profile_{}_shapes")}
-    facts = [onnxruntime.__version__, version, own, dict(options.provider_options)]
+    facts = [onnxruntime.__version__, version, own, dict(options.provider_options), os.environ.get(TF32)]
     folder = store_of(bundle, options).folder / "onnxruntime" / _name(bundle, variant, facts)
     threads = options.threads or usable_cores()
     with sealed(folder):  # with every size in a profile it builds here, not at the first call
@@ -81,6 +88,15 @@ def check_reads(variant: Variant, version: str) -> None:
         raise EngineError(
             f"{variant.id}: is read from TensorRT {oldest} on, this is {version}. Use another variant."
         )
+
+
+def tell_of_rounding(name: str, variant: Variant) -> None:
+    """onnxruntime has no option for what our own builder switches off: TensorRT lets products in fp32 round to TF32."""
+    if variant.computes_in == "fp32" and os.environ.get(TF32) != "0":
+        log.warning(
+            "%s: %s may round its fp32 products to 10 bits (TF32); %s=0 in the environment forbids it",
+            variant.id, name, TF32, extra=UNCOUNTED,
+        )  # fmt: skip
 
 
 def profile_of(bundle: Bundle, variant: Variant) -> Profile:

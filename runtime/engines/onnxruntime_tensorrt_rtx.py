@@ -20,6 +20,7 @@ from edgeclip.runtime.engines.onnxruntime_tensorrt import (
     check_reads,
     profile_of,
     shapes,
+    tell_of_rounding,
 )
 from edgeclip.runtime.engines.seam import EngineOptions
 from edgeclip.runtime.threads import usable_cores
@@ -49,6 +50,7 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
     onnxruntime = load_onnxruntime("cpu")
     device = _device(onnxruntime, options.device)
     check_reads(variant, "99")  # numbers are TensorRT's; TensorRT-RTX reads what the newest does
+    tell_of_rounding(NAME, variant)
     profile = profile_of(bundle, variant)
     own = shapes(variant, profile, "nv_profile_{}_shapes")
     threads = options.threads or usable_cores()

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from edgeclip.bundle.manifest import Port, Variant
 from edgeclip.errors import EngineError
 
+UNCOUNTED = {"counted": False}  # `extra` of a warning that is for information: `--strict` passes over it
+
 
 @dataclass(frozen=True)
 class EngineOptions:

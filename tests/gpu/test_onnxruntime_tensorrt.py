@@ -19,7 +19,7 @@ from edgeclip.runtime.engines import (
 from tests.runtime.toy import SIDE, image_reference, make_bundle, picture
 
 pytestmark = pytest.mark.gpu
-TOLERANCE = 1e-5  # sums in another order; TF32 would be 1e-3
+TOLERANCE = 3e-3  # these may round to TF32, for which 1e-3 was seen; a wrong row is 0.3 away
 
 
 @pytest.fixture(params=[onnxruntime_tensorrt, onnxruntime_tensorrt_rtx], ids=lambda module: module.NAME)

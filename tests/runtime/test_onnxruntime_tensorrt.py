@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Bundle, Fidelity
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime.engines import EngineOptions, nvidia, open_variant, run
 from edgeclip.runtime.engines import onnxruntime_session as session_module
@@ -451,8 +451,27 @@ def test_present_asks_for_a_device_first(monkeypatch: pytest.MonkeyPatch, fake: 
     assert not rtx.present()
 
 
-def test_nothing_is_logged_of_a_clean_opening(
-    bundle: Bundle, fake: Fake, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", [tensorrt.NAME, rtx.NAME])
+def test_fp32_may_be_less(
+    name: str, bundle: Bundle, fake: Fake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened(bundle, tensorrt.NAME).close()
+    fake.pieces = [(tensorrt.PROVIDER if name == tensorrt.NAME else rtx.PROVIDER, 3)]
+    monkeypatch.delenv(tensorrt.TF32, raising=False)
+    opened(bundle, name).close()
+    (note,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert note.getMessage().startswith(
+        f"image-fp32: {name} may round its fp32 products to 10 bits (TF32); NVIDIA_TF32"
+    )
+    assert vars(note)["counted"] is False
+    caplog.clear()
+    monkeypatch.setenv(tensorrt.TF32, "0")
+    opened(bundle, name).close()
+    image, *others = bundle.manifest.variants
+    half = replace(
+        image,
+        axes=replace(image.axes, precision="fp16"),
+        fidelity=Fidelity(8, 0, 1, 1, 1, 0, 1, against=image.id),
+    )
+    monkeypatch.delenv(tensorrt.TF32)
+    open_variant(name, replace(bundle, manifest=replace(bundle.manifest, variants=(half, *others))), half)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
