@@ -98,11 +98,14 @@ def _replace(graph: ir.Graph, found: _Portable) -> None:
 def _expanded(graph: ir.Graph, new: list[ir.Node], value: ir.Value, like: ir.Value, axis: int) -> ir.Value:
     """`value` (four axes) repeated along one axis, to the size that `like` has there."""
     rank = 4
-    ones = [
-        _constant(graph, f"{value.name}.ones.{i}", [1] * n) for i, n in enumerate((axis, rank - 1 - axis))
-    ]
     size = ir.node("Shape", [like], {"start": axis, "end": axis + 1})
-    target = ir.node("Concat", [ones[0], size.outputs[0], ones[1]], {"axis": 0})
+    before, after = (
+        [_constant(graph, f"{value.name}.ones.{i}", [1] * n)]
+        if n
+        else []  # TensorRT warns of empty constants
+        for i, n in enumerate((axis, rank - 1 - axis))
+    )
+    target = ir.node("Concat", [*before, size.outputs[0], *after], {"axis": 0})
     wide = ir.node("Expand", [value, target.outputs[0]])
     wide.outputs[0].type = value.type
     new += [size, target, wide]

@@ -80,7 +80,7 @@ OPERATORS: Mapping[str, Operator] = {
         _FLOAT,
     ),
     **dict.fromkeys(
-        ("AveragePool", "GlobalAveragePool", "HardSwish", "HardSigmoid", "Sqrt", "Pow", "Exp"), _FLOAT
+        ("AveragePool", "GlobalAveragePool", "HardSwish", "HardSigmoid", "Sqrt", "Pow", "Exp", "Log"), _FLOAT
     ),
     **dict.fromkeys(
         ("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Relu", "Equal", "Greater", "Less"), _NUMBER

@@ -17,8 +17,8 @@ WORDS: Mapping[str, str] = {"FLOAT": "fp32", "HALF": "fp16"}  # the others only 
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
 # What stands between a weight and its product: the parser aligns ranks by shuffles.
 _MOVES = ("SHUFFLE", "IDENTITY", "CAST", "SLICE", "SQUEEZE", "UNSQUEEZE")
-# Of the weights, how many must multiply in the promised type. A SigLIP in fp16 keeps 86 nodes in fp32, and they hold none of
-# the weights; a search may quantise but a few layers.
+# Of the weights, how many must multiply in the promised type. A search leaves in fp32 what rounding would cost too much, 86 nodes
+# of a SigLIP, and may quantise but a few layers; a graph that fell back has all of its weights in another type.
 LEAST: Mapping[str, float] = {"fp32": 0.5, "fp16": 0.5, "bf16": 0.5, "int8": 0.1, "fp8": 0.1, "int4": 0.1}
 MOST_UNFUSED = 0.5  # of the Attention operators: the last block's single query may have no fused kernel, and hardly needs one
 MOST_REFORMATS = 0.25  # of an engine's layers

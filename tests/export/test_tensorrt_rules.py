@@ -216,6 +216,7 @@ _UNARY = (
     "HardSigmoid",
     "Sqrt",
     "Exp",
+    "Log",
     "Neg",
     "Abs",
     "Relu",
