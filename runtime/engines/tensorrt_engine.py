@@ -93,8 +93,6 @@ class TensorRt:
     def submit(self, slot: Slot) -> None:
         """Queue copies and work; the CPU is free again at once."""
         lane, run, wanted, _ = slot.binding
-        if self._closed:
-            raise EngineError(f"{self.variant.id}: this engine was closed. Open the bundle again.")
         with self._speaking():
             lane.submit(run, wanted)
 

@@ -64,8 +64,8 @@ class Place:
 
 
 def place_on(device: int) -> Place:
-    """The one of this GPU. Raises EngineError: CUDA does not start, or this is a fork of a process that used it."""
-    with cuda.on(device), _lock:  # CUDA first: a fork may have copied the lock while another thread held it
+    """The one of this GPU. Raises EngineError where CUDA does not start."""
+    with _lock:  # not in a fork of a process that used CUDA: `on` refused it before
         if device not in _places:
             _places[device] = Place(device)
         return _places[device]
