@@ -51,24 +51,30 @@ def prepare(folder: Path, model: str) -> None:
     if (folder / "bundle").exists():
         return
     from edgeclip.export.api import ExportSettings, export_bundle
+    from edgeclip.export.compress.bench import Graph
     from edgeclip.export.derive import NewVariant, derive_bundle, read_graph
     from edgeclip.export.precision import Request, convert
     from edgeclip.models.sources import load_source
+    from edgeclip.runtime.fidelity import measure
+    from edgeclip.runtime.threads import usable_cores
 
     settings = ExportSettings(overwrite=True)
     source = load_source(str(folder / "source"))
     exported = export_bundle(source, folder / "exported", settings=settings, tell=_say).bundle
-    new = []
+    new, inputs = [], np.load(folder / "calibration.npy")[:8]
     for base in exported.manifest.variants_of("image"):
         _say(f"{base.id} to fp16", None)
-        graph = convert(
-            read_graph(exported, base), "fp16", Request(inputs=np.load(folder / "calibration.npy")[:8])
-        ).model
+        graph = read_graph(exported, base)
+        half = convert(graph, "fp16", Request(inputs=inputs)).model
+        wide, narrow = (
+            Graph(one, inputs, usable_cores()).rows(np.arange(len(inputs))) for one in (graph, half)
+        )
         axes = replace(base.axes, precision="fp16")
         variant = replace(
-            base, id=axes.name("image"), axes=axes, fidelity=None, requires={**base.requires, "engine": "gpu"}
-        )
-        new.append(NewVariant(variant, graph))
+            base, id=axes.name("image"), axes=axes, requires={**base.requires, "engine": "gpu"},
+            fidelity=replace(measure(narrow, wide), against=base.id),
+        )  # fmt: skip
+        new.append(NewVariant(variant, half))
     derive_bundle(
         exported,
         folder / "bundle",
@@ -98,12 +104,18 @@ def on_engine(name: str, precision: str, attention: str = "", batches: str = "")
     def start(folder: Path) -> Runner:
         from edgeclip.bundle import open_bundle
         from edgeclip.errors import EdgeClipError
+        from edgeclip.export.prepare import build_engines
         from edgeclip.runtime.engines import EngineOptions, local_variants, open_variant, run
+        from edgeclip.runtime.tensorrt.api import BuildSettings
 
         bundle = open_bundle(folder / "bundle")
-        options = EngineOptions(provider_options=_shapes(name, bundle, batches))
+        engines = folder / "engines"
+        options = EngineOptions(engines=engines, provider_options=_shapes(name, bundle, batches))
         if batches and name not in PROFILES:
-            _build(bundle, name, precision, batches)
+            settings = BuildSettings(
+                precision=precision, towers=("image",), batches=(batches,), output=engines
+            )
+            build_engines(bundle, name, settings)
         every = {
             v.id: v for v in (*local_variants(name, bundle, options), *bundle.manifest.variants_of("image"))
         }
@@ -139,13 +151,6 @@ def _shapes(name: str, bundle: Any, batches: str) -> dict[str, str]:
     from edgeclip.runtime.tensorrt.profiles import parse_batch
 
     return shapes(bundle.manifest.variants_of("image")[0], {"N": parse_batch(batches)}, PROFILES[name])
-
-
-def _build(bundle: Any, target: str, precision: str, batches: str) -> None:
-    from edgeclip.export.prepare import build_engines
-    from edgeclip.runtime.tensorrt.api import BuildSettings
-
-    build_engines(bundle, target, BuildSettings(precision=precision, towers=("image",), batches=(batches,)))
 
 
 def _torch(compiled: bool) -> Callable[[Path], Runner]:
