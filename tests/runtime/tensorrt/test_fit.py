@@ -119,7 +119,9 @@ def test_rtx_engines_of_a_device_run_on_its_kind(toy: Bundle) -> None:
     assert misfit(replace(own, device=None), Here(toy, RTX, CARD)) == "built for no device"
 
 
-@pytest.mark.parametrize(("now", "fits"), [("13.0", True), ("13.10", True), ("12.9", False), ("", False)])
+@pytest.mark.parametrize(
+    ("now", "fits"), [("13.0", True), ("13.10", True), ("12.9", False), ("9.2", False), ("", False)]
+)
 def test_drivers(toy: Bundle, now: str, fits: bool) -> None:
     here = Here(toy, library("10.3.0.30"), replace(CARD, driver=now))
     assert (misfit(here_(proper(toy)), here) == "") is fits
