@@ -212,4 +212,4 @@ def _build(name: str, bundle: Bundle, variant: Variant, options: EngineOptions) 
         if named
         else BuildSettings(precision=variant.axes.precision, towers=(variant.tower,))
     )
-    build_engines(bundle, name, replace(wanted, output=options.engines))
+    build_engines(bundle, name, replace(wanted, device=options.device, output=options.engines))

@@ -74,7 +74,10 @@ def _place(library: Library, settings: BuildSettings) -> tuple[Device | None, Bu
     if archs:
         return None, replace(settings, archs=archs)
     if here := devices():
-        return here[0], settings
+        if settings.device not in range(len(here)):
+            have = ", ".join(f"{device.index} ({device.name})" for device in here)
+            raise EngineError(f"GPU {settings.device}: not found; there is {have}. See `edgeclip doctor`.")
+        return here[settings.device], settings
     if library.ahead_of_time:
         archs = AHEAD.get(settings.precision, AHEAD[""])
         log.warning(
@@ -163,7 +166,7 @@ class _Building:
         try:
             built = build(
                 self.library, graph.path, graph.variant, options, timing_cache=timings,
-                tell=lambda doing, done: self.tell(name, doing, done),
+                tell=lambda doing, done: self.tell(name, doing, done), device=self.device.index if self.device else None,
             )  # fmt: skip
         except EngineError as error:  # the place of a graph that was just made means nothing to anybody
             raise EngineError(str(error).replace(str(graph.path), name)) from error

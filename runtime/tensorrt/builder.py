@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle import Variant
 from edgeclip.errors import EngineError
+from edgeclip.runtime import cuda
 from edgeclip.runtime.tensorrt.library import Library
 from edgeclip.runtime.tensorrt.messages import hushed, in_words, listening, logger_of
 from edgeclip.runtime.tensorrt.network import read_network, write_out_attention
@@ -50,7 +51,7 @@ def build(
     *,
     timing_cache: bytes | None = None,
     tell: Tell = lambda phase, share: None,
-    enter: Callable[[], None] = lambda: None,
+    device: int | None = None,
 ) -> Built:
     """Build an engine. Builds of one process wait for each other.
 
@@ -60,7 +61,7 @@ def build(
         timing_cache: of an earlier build on the same GPU by the same library; one of another is passed over, and said. Not for
             TensorRT-RTX, where it would change nothing and ask for a GPU.
         tell: hears of each phase and of the share that is done, 0-1, from another thread.
-        enter: called first in the thread that builds, e.g. to make a GPU its current one.
+        device: number of the GPU that kernels are tried on; None: none is asked for, as TensorRT-RTX needs none.
     Raises:
         EngineError: options that the library lacks or that do not fit the graph, a graph that it cannot read, or no engine.
         KeyboardInterrupt: Ctrl-C, once TensorRT has given up, which it can between two steps only.
@@ -71,8 +72,8 @@ def build(
     progress = Progress(tell)
 
     def work() -> Built:
-        enter()
-        return _build(library, graph, variant, options, timing_cache, progress)
+        with cuda.on(device) if device is not None else nullcontext():
+            return _build(library, graph, variant, options, timing_cache, progress)
 
     with _one, hushed():
         return interruptible(work, progress.stop)

@@ -29,6 +29,7 @@ class BuildSettings:
     towers: tuple[str, ...] = ()  # "image", "text"; (): every one of the bundle
     variants: tuple[str, ...] = ()  # ids of the bundle's graphs; (): chosen by rule
     batches: tuple[str, ...] = ("1:8:32",)  # least:best:most, an optimisation profile for each
+    device: int = 0  # number of the GPU to build for and prove on, in CUDA's order
     archs: tuple[str, ...] = ()  # TensorRT-RTX: GPUs to build for, e.g. ("sm86",); (): this machine's
     workspace: int = 0  # bytes; 0: the library's own limit
     level: int | None = None  # 0-5, how long to search for kernels; None: the library's own

@@ -259,6 +259,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def stand_in(
         library: Library, graph: Path, variant: Variant, options: BuildOptions, **more: Any
     ) -> Built:
+        assert more["device"] == 0
         built.append(more.get("timing_cache"))
         plan = plan_of(bent.get(variant.id, graph.read_bytes()), [dict(each) for each in options.profiles])
         network = NetworkReport(3, {"fp32": 1}, {"fp32": 99}, 0, {"fp32": 3})
@@ -271,6 +272,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield stand_in
     tensorrt_place._places.clear()
     forget()
+
+
+def test_a_gpu_that_is_not_there(gpu: Any, store: Store, toy: Bundle) -> None:
+    with pytest.raises(
+        EngineError, match=r"^GPU 7: not found; there is 0 \(NVIDIA Stand-in 0\)\. See `edgeclip doctor`\.$"
+    ):
+        build_engines(toy, "tensorrt", BuildSettings(precision="fp32", device=7))
 
 
 def test_on_a_gpu_an_engine_is_proved_before_it_is_accepted(gpu: Any, store: Store, toy: Bundle) -> None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto
 
-from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle import Axes, Bundle, Port, Variant
 from edgeclip.errors import EngineError
 from edgeclip.runtime.tensorrt import builder
 from edgeclip.runtime.tensorrt.builder import LOW_MEMORY_WORKSPACE, Built, build, check_options
@@ -29,6 +31,7 @@ from tests.runtime.tensorrt.surface import RELEASES, library
 from tests.runtime.toy import DIM
 
 N = {"N": (1, 2, 4)}
+PIXELS = Variant("v", "image", Axes(), ("a",), (Port("pixels", "float32", ("N", 3, 32, 32)),), ())
 SM86 = BuildOptions((N,), archs=("sm86",))
 
 
@@ -214,11 +217,7 @@ def recorded(release: str, options: BuildOptions, **known: Any) -> tuple[Built, 
     """A build by a stand-in, and all that was asked of it."""
     log: list[Any] = []
     fake = library(release, log, **known)
-    variant = graphs_of.Variant(
-        "v", "image", graphs_of.Axes(), ("a",), (graphs_of.Port("pixels", "float32", ("N", 3, 32, 32)),), ()
-    )
-    stored = known.pop("stored", None)
-    return build(fake, Path(__file__), variant, options, timing_cache=stored), log
+    return build(fake, Path(__file__), PIXELS, options), log
 
 
 ALL = BuildOptions((N,), workspace=5, level=4, hardware_compatible="ampere+", low_memory=True)
@@ -288,15 +287,7 @@ def test_a_timing_cache_is_lent_and_one_of_another_gpu_passed_over() -> None:
 
     def run(stored: bytes) -> None:
         fake = library("tensorrt 10.3.0", [], create_timing_cache=lambda blob: blob, set_timing_cache=lend)
-        variant = graphs_of.Variant(
-            "v",
-            "image",
-            graphs_of.Axes(),
-            ("a",),
-            (graphs_of.Port("pixels", "float32", ("N", 3, 32, 32)),),
-            (),
-        )
-        build(fake, Path(__file__), variant, BuildOptions((N,)), timing_cache=stored)
+        build(fake, Path(__file__), PIXELS, BuildOptions((N,)), timing_cache=stored)
 
     run(b"of this GPU")
     assert asked == [(b"of this GPU", False)]
@@ -320,28 +311,29 @@ def test_tensorrt_without_a_gpu_says_so() -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     fake.module.Builder = null
-    variant = graphs_of.Variant(
-        "v", "image", graphs_of.Axes(), ("a",), (graphs_of.Port("pixels", "float32", ("N", 3)),), ()
-    )
     with pytest.raises(
         EngineError,
         match=r"tensorrt 10\.16\.1\.11: cannot start\. .* This needs an NVIDIA GPU and its driver\.",
     ):
-        build(fake, Path(__file__), variant, BuildOptions((N,)))
-    check_options(fake, variant, BuildOptions((N,)))
+        build(fake, Path(__file__), PIXELS, BuildOptions((N,)))
+    check_options(fake, PIXELS, BuildOptions((N,)))
 
 
-def test_a_gpu_is_chosen_in_the_thread_that_builds() -> None:
-    threads = []
-    fake = library(
-        "tensorrt 10.3.0",
-        [],
-        build_serialized_network=lambda *_: threads.append(threading.get_ident()) or b"plan",
-    )
-    variant = graphs_of.Variant(
-        "v", "image", graphs_of.Axes(), ("a",), (graphs_of.Port("pixels", "float32", ("N", 3, 32, 32)),), ()
-    )
-    build(
-        fake, Path(__file__), variant, BuildOptions((N,)), enter=lambda: threads.append(threading.get_ident())
-    )
-    assert threads[0] == threads[1] != threading.get_ident()
+def test_a_gpu_is_made_current_in_the_thread_that_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+
+    @contextmanager
+    def on(number: int) -> Iterator[None]:
+        seen.append((f"on {number}", threading.get_ident()))
+        yield
+        seen.append((f"off {number}", threading.get_ident()))
+
+    def built(*_: Any) -> bytes:
+        seen.append(("built", threading.get_ident()))
+        return b"plan"
+
+    monkeypatch.setattr(builder.cuda, "on", on)
+    fake = library("tensorrt 10.3.0", [], build_serialized_network=built)
+    build(fake, Path(__file__), PIXELS, BuildOptions((N,)), device=1)
+    assert [what for what, _ in seen] == ["on 1", "built", "off 1"]
+    assert len({thread for _, thread in seen} | {threading.get_ident()}) == 2

@@ -627,13 +627,13 @@ def test_built_when_asked(gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyP
     asked = []
 
     def build_engines(bundle: Bundle, target: str, settings: Any) -> None:
-        asked.append((target, settings.variants))
+        asked.append((target, settings.variants, settings.device))
         build(toy, image(toy), IMAGE)
 
     monkeypatch.setattr(api, "build_engines", build_engines)
     for _ in range(2):
         opened(toy, build=True).close()
-    assert asked == [("tensorrt", ("image-fp32",))]
+    assert asked == [("tensorrt", ("image-fp32",), 0)]
 
 
 @pytest.mark.parametrize(
