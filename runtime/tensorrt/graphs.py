@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.store import check_again
-from edgeclip.errors import EngineError
+from edgeclip.errors import EngineError, InputError
 from edgeclip.files import sha256_file
 from edgeclip.runtime.tensorrt.library import Library
 from edgeclip.runtime.tensorrt.plan import Candidate
@@ -77,11 +77,14 @@ def graph_of(
     else:
         with tempfile.TemporaryDirectory(dir=store.folder, prefix=".graph.") as scratch:
             folder = Path(scratch)
-            if candidate.facts:
-                assert converter is not None, "without one, plan.py names no such candidate"
-                made = converter.convert(bundle, base, variant.axes.precision, library, archs, folder, tell)
-            else:
-                made = _copied(candidate, bundle, base, folder)
+            with _room(store.folder):
+                if candidate.facts:
+                    assert converter is not None, "without one, plan.py names no such candidate"
+                    made = converter.convert(
+                        bundle, base, variant.axes.precision, library, archs, folder, tell
+                    )
+                else:
+                    made = _copied(candidate, bundle, base, folder)
             digests = {name: sha256_file(folder / name) for name in made.variant.files}
             yield Graph(made.variant, folder / made.variant.files[0], digests, made.notes, made=True)
 
@@ -92,6 +95,18 @@ def same_graph(record: Record, candidate: Candidate) -> bool:
     return (record.variant.id, record.made_from, dict(record.provenance)) == (
         candidate.variant.id, base, dict(candidate.facts),
     )  # fmt: skip
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """What the system says of a full disk names any file, or none."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the graph could not be made there, with drafts in {tempfile.gettempdir()} ({error.strerror or error}). "
+            "Make room, or choose another folder."
+        ) from error
 
 
 def _known(candidate: Candidate, store: Store) -> Graph | None:

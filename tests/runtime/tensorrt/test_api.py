@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from edgeclip.bundle import Bundle, Fidelity, Variant, open_bundle
 from edgeclip.errors import CheckFailed, EngineError, InputError
 from edgeclip.runtime import cuda
 from edgeclip.runtime.engines import EngineOptions, tensorrt_place
-from edgeclip.runtime.tensorrt import api
+from edgeclip.runtime.tensorrt import api, graphs
 from edgeclip.runtime.tensorrt.api import build_engines
 from edgeclip.runtime.tensorrt.builder import Built
 from edgeclip.runtime.tensorrt.library import Library
@@ -166,12 +167,14 @@ def test_what_falls_short_of_its_graph_is_not_kept_unless_asked_for(
     assert "fp16 was promised" in caplog.text
 
 
+def stored_in_fp16(bundle: Bundle) -> Bundle:
+    """The toy, whose fp32 graphs say that their weights are stored in fp16."""
+    variants = tuple(replace(v, fidelity=None) for v in lying(bundle).manifest.variants)
+    return replace(bundle, manifest=replace(bundle.manifest, variants=variants))
+
+
 def test_an_interrupted_build_leaves_nothing(store: Store, toy: Bundle) -> None:
-    stored = lying(toy)
-    for_fp32 = [
-        replace(v, fidelity=None) for v in stored.manifest.variants
-    ]  # stored in fp16: its graph is copied first
-    stored = replace(stored, manifest=replace(stored.manifest, variants=tuple(for_fp32)))
+    stored = stored_in_fp16(toy)  # its graphs are copied first
 
     def tell(what: str, doing: str, done: float) -> None:
         if done > 0:
@@ -184,6 +187,20 @@ def test_an_interrupted_build_leaves_nothing(store: Store, toy: Bundle) -> None:
     assert (image.made_from, image.variant.axes.precision) == ("image-fp32", "fp32")
     assert store.graph(image).parent == store.folder / "graphs"
     assert len(files(store)) == 5  # two records, two plans, graphs/
+
+
+def test_a_full_disk_while_a_graph_is_made(
+    store: Store, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(graphs.shutil, "copyfile", full)
+    with pytest.raises(
+        InputError, match=r"engines: the graph could not be made there.*No space left on device.*Make room"
+    ):
+        build_engines(stored_in_fp16(toy), RTX, FP32)
+    assert files(store) == []
 
 
 def test_without_a_gpu(
