@@ -25,7 +25,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgeclip.errors import EngineError, MissingExtraError
 
-NODES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")  # desktop and server, Jetson twice, WSL
+# of a desktop or server, of a Jetson (two generations of its driver), of Windows' Linux
+NODES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _ADVICE = {  # by cudaError_t
