@@ -68,6 +68,12 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     "--arch", "archs", metavar="SM,...", help="GPUs to build for ahead of time, with tensorrt-rtx: sm75, sm80, sm86, sm89, sm120. Default: this machine's."
 )  # fmt: skip
 @click.option(
+    "--device",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Number of the GPU to build on and for. Default: the first.",
+)
+@click.option(
     "--images",
     type=click.Path(path_type=Path),
     help="Folder of your pictures, to calibrate and measure a conversion on.",
@@ -128,7 +134,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @json_option
 def command(
     bundle: str, target: str | None, precision: str | None, towers: tuple[str, ...], variants: tuple[str, ...], batches: tuple[str, ...],
-    archs: str | None, images: Path | None, texts: Path | None, budgets: tuple[str, ...], workspace: str | None, level: int | None,
+    archs: str | None, device: int, images: Path | None, texts: Path | None, budgets: tuple[str, ...], workspace: str | None, level: int | None,
     tf32: bool, low_memory: bool, version_compatible: bool, hardware_compatible: Any, strip_weights: bool, on_shortfall: Any,
     rebuild: bool, force: bool, output: Path | None, threads: int | None, listing: bool, clear: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -150,7 +156,7 @@ def command(
     from edgeclip.runtime.tensorrt.settings import BuildSettings
 
     settings = BuildSettings(
-        precision=precision or "", towers=towers, variants=variants, batches=batches, archs=split(archs),
+        precision=precision or "", towers=towers, variants=variants, batches=batches, archs=split(archs), device=device,
         workspace=parse_size(workspace) if workspace else 0, level=level, tf32=tf32, low_memory=low_memory,
         version_compatible=version_compatible, hardware_compatible=hardware_compatible or "", strip_weights=strip_weights,
         on_shortfall=on_shortfall, rebuild=rebuild, output=output, force=force,
@@ -274,12 +280,12 @@ def show(records: Sequence[Record]) -> None:
     """A table of engines, and what the user should know of them."""
     from rich.table import Table
 
-    table = Table("engine", "for", "batches", "MB", "s", "products", "attention", "proof")
+    table = Table("engine", "for", "batches", "MB", "s", "products", "attention", "to fp32", "proof")
     table.columns[0].no_wrap = True  # an 80-column screen must not cut what tells the rows apart
     for record in records:
         table.add_row(
-            record.variant.id, targets_of(record), batches_of(record), f"{record.size / 1e6:.1f}", f"{record.seconds:.0f}",
-            counted(record.network.products), attention_of(record), proof_of(record),
+            record.variant.id, targets_of(record), batches_of(record), f"{record.size / 1e6:.1f}", f"{record.seconds:.1f}",
+            counted(record.network.products), attention_of(record), loss_of(record), proof_of(record),
         )  # fmt: skip
     console().print(table)
     for record in records:
@@ -311,6 +317,12 @@ def attention_of(record: Record) -> str:
     if record.network.attention:
         return f"{record.network.attention} operators"
     return {"none": "-"}.get(record.variant.axes.attention, record.variant.axes.attention)
+
+
+def loss_of(record: Record) -> str:
+    """How far the graph that was made for it is from fp32, on the CPU; "-" for a graph of the bundle."""
+    fidelity = record.variant.fidelity if record.provenance else None
+    return f"{fidelity.relative_distance:.1e}" if fidelity else "-"
 
 
 def proof_of(record: Record) -> str:

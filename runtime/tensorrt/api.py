@@ -125,7 +125,11 @@ class _Building:
                 library=self.library, device=self.device, variant=candidate.variant.id, options=options
             ):
                 preferred = candidate is job[0] or any(note.startswith(INSTEAD) for note in record.notes)
-                if not preferred or not same_graph(record, candidate):
+                short = judge(record.variant, record.network, record.engine)
+                unwanted = (
+                    short and self.settings.on_shortfall == "fail"
+                )  # it was kept by a build that only reports
+                if not preferred or unwanted or not same_graph(record, candidate):
                     continue
                 try:
                     self.store.plan(record, self.library, self.device)

@@ -165,6 +165,9 @@ def test_what_falls_short_of_its_graph_is_not_kept_unless_asked_for(
         (record,) = build_engines(lying(toy), RTX, replace(settings, on_shortfall="report"))
     assert "fp16 was promised" in record.notes[0]
     assert "fp16 was promised" in caplog.text
+    with pytest.raises(CheckFailed, match="fp16 was promised"):  # also now that it is there
+        build_engines(lying(toy), RTX, settings)
+    assert build_engines(lying(toy), RTX, replace(settings, on_shortfall="report")) == [record]
 
 
 def stored_in_fp16(bundle: Bundle) -> Bundle:
