@@ -52,11 +52,13 @@ def logger_of(library: Library) -> Any:
 def listening() -> Iterator[list[str]]:
     """The errors that TensorRT reports meanwhile, from any thread, oldest first."""
     heard: list[str] = []
-    _listeners.append(heard)
+    with _guard:
+        _listeners.append(heard)
     try:
         yield heard
     finally:
-        _listeners[:] = [other for other in _listeners if other is not heard]
+        with _guard:
+            _listeners[:] = [other for other in _listeners if other is not heard]
 
 
 def in_words(errors: Sequence[str], otherwise: str) -> str:

@@ -6,9 +6,11 @@ import logging
 import os
 import stat
 import sys
+import threading
 
 import pytest
 
+from edgeclip.runtime.tensorrt import messages
 from edgeclip.runtime.tensorrt.messages import hushed, in_words, listening, logger_of
 from tests.runtime.tensorrt.surface import library
 
@@ -60,6 +62,27 @@ def test_errors_are_heard_by_who_listens_else_warned_of(caplog: pytest.LogCaptur
         ("INFO", "no error"),
         ("WARNING", "second"),
     ]
+
+
+def test_many_threads_listen_at_once() -> None:
+    """Every call of a running engine listens: none may lose another's place, or leave its own behind."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    lost: list[str] = []
+
+    def work(name: int) -> None:
+        for i in range(1000):
+            with listening() as heard:
+                messages._hear("ERROR", f"{name} {i}")
+                lost.extend([f"{name} {i}"] if f"{name} {i}" not in heard else [])
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    assert (lost, messages._listeners) == ([], [])
 
 
 def test_lines_of_the_compiler_are_kept_off_the_screen(
