@@ -23,7 +23,7 @@ def from_json_value(cls: type[T], data: Any, where: str, newer: bool = False) ->
     """A dataclass from parsed JSON. `newer`: unknown fields are let pass. Raises BundleError that says where."""
     if not isinstance(data, dict):
         raise BundleError(f"{where}: expected an object, got {short(data)}.")
-    hints = _hints(cls)
+    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type]  # a class can be hashed
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if not newer and (unknown := sorted(set(data) - known)):
         raise BundleError(f"{where}: unknown field {unknown[0]!r}.")
