@@ -192,7 +192,7 @@ def need_onnx(precision: str) -> None:
     if missing:
         raise MissingExtraError(
             f"the bundle has no {precision} graph, and making one needs {missing[0]}. Make it at the workstation and copy the bundle: "
-            f"edgeclip compress BUNDLE -o OUT --precision {precision} --unproven. Or here: pip install onnx onnxscript"
+            f"edgeclip compress BUNDLE -o OUT --precision {precision} --unproven. Or build it in fp32, or run here: pip install onnx onnxscript"
         )
 
 

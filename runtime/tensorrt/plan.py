@@ -88,7 +88,7 @@ def _job(
         v.axes.activations != "float" for v in ready
     )  # other engines' bytes may not be TensorRT's
     if bases and precision != "fp32" and (not ready or (quantised and converter is not None)):
-        found += _converted(bundle, bases, precision, converter)
+        found += _converted(bundle, bases, precision, library, converter)
     if not found:
         have = ", ".join(dict.fromkeys(variant.computes_in for variant in group))
         raise EngineError(
@@ -114,7 +114,7 @@ def _renamed(variant: Variant) -> Candidate:
 
 
 def _converted(
-    bundle: Bundle, bases: Sequence[Variant], precision: str, converter: Converter | None
+    bundle: Bundle, bases: Sequence[Variant], precision: str, library: Library, converter: Converter | None
 ) -> list[Candidate]:
     first = bases[0]
     if first.axes.head != "embeddings":
@@ -124,8 +124,8 @@ def _converted(
         )
     if converter is None:
         raise EngineError(
-            f"{bundle.root}: its {_what(first)} is in fp32 only. Run: edgeclip compress {bundle.root} -o OUT "
-            f"--precision {precision} --unproven"
+            f"{bundle.root}: its {_what(first)} is in fp32 only. To convert it: edgeclip build {bundle.root} "
+            f"--target {library.name} --precision {precision}"
         )
     return [
         Candidate(converter.plan(base, precision), base, converter.facts(base, precision)) for base in bases

@@ -227,7 +227,7 @@ def test_without_a_gpu(
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"precision": "fp16"}, EngineError, r"its image tower is in fp32 only\. Run: edgeclip compress .* --precision fp16 --unproven"),
+        ({"precision": "fp16"}, EngineError, r"its image tower is in fp32 only\. To convert it: edgeclip build .* --target tensorrt-rtx --precision fp16"),
         ({"variants": ("image-fp8",)}, EngineError, r"no variant 'image-fp8'; it has image-fp32, text-fp32\."),
         ({"batches": ("8:1",)}, InputError, r"batch '8:1': expected least:best:most"),
         ({"archs": ("sm42",)}, EngineError, r"arch 'sm42'.*Choose of sm75, sm80"),
