@@ -3,7 +3,7 @@
     problems(model, "10.3")  ->  ["Attention_0: Attention is read from TensorRT 10.14 on"]
 
 Sources, read for the versions named:
- operators  onnx-tensorrt docs/operators.md at 10.1-GA, changed by docs/Changelog.md up to 10.6, and the release notes of 10.14
+ operators  onnx-tensorrt docs/operators.md at 9.2, 10.1-GA and 10.15, docs/Changelog.md up to 10.6, and the release notes of 10.14
             (Attention) and 11.x (docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html).
  Q and DQ   onnx-tensorrt 10.1-GA, onnxOpImporters.cpp, QuantDequantLinearHelper; for block sizes and types
             docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-schemes.html.
@@ -80,7 +80,18 @@ OPERATORS: Mapping[str, Operator] = {
         _FLOAT,
     ),
     **dict.fromkeys(
-        ("AveragePool", "GlobalAveragePool", "HardSwish", "HardSigmoid", "Sqrt", "Pow", "Exp", "Log"), _FLOAT
+        (
+            "AveragePool",
+            "GlobalAveragePool",
+            "HardSwish",
+            "HardSigmoid",
+            "Sqrt",
+            "Pow",
+            "Exp",
+            "Log",
+            "Reciprocal",
+        ),
+        _FLOAT,
     ),
     **dict.fromkeys(
         ("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Relu", "Equal", "Greater", "Less"), _NUMBER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgeclip.export.samples import made_up_pictures
 from edgeclip.models.families import FAMILIES
 from edgeclip.models.sources import load_source
 from tests.families import CHAIN, models, rows, tiered
+from tests.runtime.tensorrt.graphs import why_not_read
 
 MODELS, ROWS = models(), rows()
 FAMILY = {family.name: family for family in FAMILIES}
@@ -29,6 +31,10 @@ def test_export_verify_classify(name: str, tmp_path: Path) -> None:
     assert source.pooling in row.pooling
     assert source.text is None or source.preprocessing is None or source.activation == row.scores
     report = export_bundle(source, tmp_path / "bundle")  # verifies the bundle
+    for variant in report.bundle.manifest.variants:
+        assert variant.requires["tensorrt"] == ("10.16" if variant.axes.attention == "op" else "10.3")
+        if find_spec("tensorrt_rtx"):
+            assert why_not_read(report.bundle.path(variant.files[0])) == ""
     with edgeclip.load(tmp_path / "bundle") as model:
         assert {variant.tower for variant in report.bundle.manifest.variants} == {
             kind for kind in ("image", "text") if getattr(source.model, kind) is not None

@@ -217,6 +217,7 @@ _UNARY = (
     "Sqrt",
     "Exp",
     "Log",
+    "Reciprocal",
     "Neg",
     "Abs",
     "Relu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -29,13 +30,16 @@ def parsed(model: ir.Model) -> Iterator[tuple[Any, Any, Any]]:
     yield trt, builder, network
 
 
-def why_not_read(model: ir.Model) -> str:
-    """The parser's first error, "" where it reads a graph."""
+def why_not_read(model: ir.Model | Path) -> str:
+    """The parser's first error, "" where it reads a graph or a file."""
     trt = rtx().module
     builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.INTERNAL_ERROR))
-    read = parser.parse(ir.to_proto(model).SerializeToString())
+    if isinstance(model, Path):
+        read = parser.parse_from_file(str(model))
+    else:
+        read = parser.parse(ir.to_proto(model).SerializeToString())
     return "" if read else f"{parser.get_error(0).node_name()}: {parser.get_error(0).desc()}"
 
 
