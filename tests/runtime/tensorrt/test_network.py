@@ -156,7 +156,10 @@ NETWORK = NetworkReport(200, {"fp16": 48}, {"fp16": 1000}, 12, {}, unfused=1)
     [
         ("fp16", "op", {}, None),
         ("fp16", "op", {"fused_attention": 3}, "engine attention: 3 of 11 fused into one kernel"),
-        ("fp16", "op", {"fused_attention": 0, "opaque": 1}, None),  # it may be inside
+        ("fp16", "op", {"fused_attention": 3, "opaque": 1}, None),  # the others may be inside
+        ("fp16", "op", {"fused_attention": 0}, None),  # other names: an operator without a kernel is not built
+        ("fp16", "decomposed", {"fused_attention": 0, "opaque": 1, "types": {"fp32": 1}}, None),
+        ("fp32", "decomposed", {"fused_attention": 0, "types": {"fp32": 35}}, None),  # there is no such kernel
         ("fp16", "decomposed", {"fused_attention": 0}, "engine attention: none fused into one kernel"),
         ("fp16", "none", {"fused_attention": 0}, None),
         ("fp16", "op", {"types": {"fp16": 4, "fp32": 31}}, "engine types: fp16 was promised, 4 of 35 layers give it"),
@@ -166,7 +169,8 @@ NETWORK = NetworkReport(200, {"fp16": 48}, {"fp16": 1000}, 12, {}, unfused=1)
 def test_engines_are_judged(
     precision: str, attention: str, changes: dict[str, Any], line: str | None
 ) -> None:
-    found = judge(variant(precision, attention), NETWORK, replace(ENGINE, **changes))
+    network = replace(NETWORK, weights={precision: 1000})
+    found = judge(variant(precision, attention), network, replace(ENGINE, **changes))
     assert found == (() if line is None else (line,))
 
 
