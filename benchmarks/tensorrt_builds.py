@@ -73,7 +73,8 @@ def _bundle(model: str, work: Path) -> str:
         folder = KEPT[model]
     if not folder.is_dir():
         print(f"{model}: write and export it", file=sys.stderr, flush=True)
-        _run({"task": "export", "name": MODELS[model], "folder": str(folder)})
+        if "failed" in (found := _run({"task": "export", "name": MODELS[model], "folder": str(folder)})):
+            raise SystemExit(f"{model}: {found['failed']}")
         shutil.rmtree(folder.parent / "source", ignore_errors=True)
     return str(folder)
 
