@@ -16,7 +16,7 @@ from edgeclip.runtime.engines.tensorrt_engine import TensorRt
 from edgeclip.runtime.tensorrt.caches import read_cache, write_cache
 from edgeclip.runtime.tensorrt.library import LIBRARIES, Library, load_library
 from edgeclip.runtime.tensorrt.messages import in_words, listening, logger_of
-from edgeclip.runtime.tensorrt.record import Record
+from edgeclip.runtime.tensorrt.record import Record, place
 from edgeclip.runtime.tensorrt.store import Store, store_of
 
 NAME = "tensorrt"
@@ -69,8 +69,8 @@ def open_built(name: str, bundle: Bundle, variant: Variant, options: EngineOptio
         keep=lambda data: write_cache(store.folder, "runtime", data, *facts),
     )  # fmt: skip
     try:
-        if record.fidelity is None:
-            _prove(bundle, record, engine, store)
+        if record.fidelity is None or record.proved_on != place(library.version, device):
+            _prove(bundle, record, engine, store, place(library.version, device))
     except BaseException:
         engine.close()
         raise
@@ -162,7 +162,7 @@ def _keep(cache: Any, before: bytes | None, keep: Callable[[bytes], None]) -> No
             log.info("compiled kernels are not kept: %s", error)
 
 
-def _prove(bundle: Bundle, record: Record, engine: TensorRt, store: Store) -> None:
+def _prove(bundle: Bundle, record: Record, engine: TensorRt, store: Store, where: str) -> None:
     """The engine as built, read back, and the golden inputs replayed; written down, so that the next opening need not."""
     from edgeclip.runtime.tensorrt.inspect import read_engine
     from edgeclip.runtime.tensorrt.network import judge
@@ -173,7 +173,7 @@ def _prove(bundle: Bundle, record: Record, engine: TensorRt, store: Store) -> No
     for line in judge(record.variant, record.network, report):
         log.warning("%s: %s", record.variant.id, line)
     fidelity = prove(bundle, record.variant, engine, tf32=record.options.tf32)
-    store.update(replace(record, engine=report, fidelity=fidelity))
+    store.update(replace(record, engine=report, fidelity=fidelity, proved_on=where))
 
 
 def _check(name: str, options: EngineOptions) -> bool:

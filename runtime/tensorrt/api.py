@@ -20,9 +20,9 @@ from edgeclip.runtime.tensorrt.caches import read_cache, write_cache
 from edgeclip.runtime.tensorrt.graphs import Graph, graph_of, same_graph
 from edgeclip.runtime.tensorrt.library import Library, load_library
 from edgeclip.runtime.tensorrt.memory import check_memory
-from edgeclip.runtime.tensorrt.network import judge
+from edgeclip.runtime.tensorrt.network import judge, remarks
 from edgeclip.runtime.tensorrt.plan import Candidate, Job, jobs_for
-from edgeclip.runtime.tensorrt.record import BuildOptions, Record
+from edgeclip.runtime.tensorrt.record import BuildOptions, Record, place
 from edgeclip.runtime.tensorrt.settings import FOUND, BuildSettings, Converter, Tell, quiet
 from edgeclip.runtime.tensorrt.store import Store, store_of
 from edgeclip.version import __version__
@@ -133,7 +133,9 @@ class _Building:
                     continue
                 try:
                     self.store.plan(record, self.library, self.device)
-                    if self.device is not None and record.fidelity is None:
+                    if self.device is not None and record.proved_on != place(
+                        self.library.version, self.device
+                    ):
                         record = self._proved(record, self.settings.on_shortfall)
                 except EngineError as error:
                     log.warning("built again: %s", str(error).partition(" Run: ")[0])
@@ -203,6 +205,7 @@ class _Building:
         except EdgeClipError:
             self.store.remove(record)
             raise
+        notes += tuple(line for line in remarks(proved.variant, proved.engine) if line not in known)
         if notes:
             proved = replace(proved, notes=(*proved.notes, *notes))
             self.store.update(proved)

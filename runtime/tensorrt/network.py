@@ -151,6 +151,14 @@ def judge(variant: Variant, network: NetworkReport, engine: EngineReport | None)
     return tuple(found)
 
 
+def remarks(variant: Variant, engine: EngineReport | None) -> tuple[str, ...]:
+    """What is worth knowing of an engine and no shortfall: plain products promise no fused attention, and a kernel may be named otherwise."""
+    plain = variant.axes.attention == "decomposed" and variant.axes.precision != "fp32"
+    if engine is None or engine.opaque or engine.fused_attention or not plain:
+        return ()
+    return ("engine attention: no kernel of it is known as a fused one",)
+
+
 def _of_types(variant: Variant, network: NetworkReport) -> Iterator[str]:
     promised, total = variant.axes.precision, sum(network.weights.values())
     share = network.weights.get(promised, 0) / total if total else 1.0
@@ -184,5 +192,3 @@ def _of_layers(variant: Variant, network: NetworkReport, engine: EngineReport) -
         wanted = network.attention - network.unfused
         if 0 < fused < wanted:
             yield f"engine attention: {fused} of {wanted} fused into one kernel"
-    elif variant.axes.attention == "decomposed" and promised != "fp32" and not fused:
-        yield "engine attention: none fused into one kernel"

@@ -79,9 +79,15 @@ class Record:
     fidelity: Fidelity | None = (
         None  # golden inputs on the device; None: not replayed yet, which its first opening does
     )
+    proved_on: str = ""  # GPU, driver and library of that, see `place`; elsewhere it is replayed again
     made_from: str = ""  # id of the bundle's variant that was converted; "": none was
     notes: tuple[str, ...] = ()  # what the user should know: no fused attention, ...
     seconds: float = 0.0  # that the build took
     created_by: str = ""
     created: str = ""  # UTC, ISO 8601
     provenance: Mapping[str, str] = field(default_factory=dict)  # e.g. of a conversion
+
+
+def place(version: str, device: Device) -> str:
+    """What a proof holds for: the release of the library, the GPU and its driver."""
+    return f"{device.name}, CUDA {device.driver}, release {version}"

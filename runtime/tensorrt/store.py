@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shlex
 import stat
 from collections.abc import Mapping
@@ -41,13 +42,15 @@ from edgeclip.runtime.tensorrt.records import (
 )
 
 LOCK = ".lock"
+VARIABLE = "EDGECLIP_ENGINES"
 
 log = logging.getLogger(__name__)
 
 
 def store_of(bundle: Bundle, options: EngineOptions) -> Store:
-    """Where a bundle's engines are: the folder that the options name, else the bundle's own in the cache."""
-    return Store(options.engines or default_folder(bundle), bundle)
+    """Where a bundle's engines are: the folder that the options name, else that of $EDGECLIP_ENGINES, else the bundle's own in the cache."""
+    named = os.environ.get(VARIABLE)
+    return Store(options.engines or (Path(named) if named else default_folder(bundle)), bundle)
 
 
 def default_folder(bundle: Bundle) -> Path:

@@ -15,7 +15,7 @@ from edgeclip.runtime import cuda
 from edgeclip.runtime.engines import EngineOptions, tensorrt_place
 from edgeclip.runtime.tensorrt import messages
 from edgeclip.runtime.tensorrt.library import load_library
-from edgeclip.runtime.tensorrt.record import BuildOptions, Record
+from edgeclip.runtime.tensorrt.record import BuildOptions, Record, place
 from edgeclip.runtime.tensorrt.store import store_of
 from tests.runtime.tensorrt.cuda_stand_in import StandIn
 from tests.runtime.tensorrt.kept import record_of
@@ -61,13 +61,15 @@ def build(
         changes: to its options.
         plan: see `plan_of`.
     """
+    version, device = load_library(library).version, replace(cuda.devices()[0])
     record = record_of(
         bundle,
         variant=variant,
         graphs={name: bundle.manifest.files[name].sha256 for name in variant.files},
         library=library,
-        version=load_library(library).version,
-        device=replace(cuda.devices()[0]),
+        version=version,
+        device=device,
+        proved_on=place(version, device),
         options=BuildOptions(tuple(dict(spans) for spans in profiles), **(changes or {})),
     )
     if not proven:

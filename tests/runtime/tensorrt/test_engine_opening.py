@@ -16,6 +16,7 @@ import pytest
 import edgeclip
 from edgeclip.bundle import Bundle, Port
 from edgeclip.errors import CheckFailed, EngineError, MissingExtraError
+from edgeclip.runtime import cuda
 from edgeclip.runtime.engines import (
     EngineOptions,
     local_variants,
@@ -107,6 +108,22 @@ class TestProof:
         assert 0 < record.fidelity.relative_distance < 0.01
         assert record.engine is not None
         assert record.engine.layers == 1
+
+    def test_again_on_another_gpu(
+        self, gpu: StandIn, proofs: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nano = edgeclip.open_bundle("nano")
+        variant = nano.manifest.variants_of("image")[0]
+        build(nano, variant, IMAGE, proven=False, changes={"hardware_compatible": "ampere+"})
+        open_variant("tensorrt", nano, variant, EngineOptions()).close()
+        (first,) = store_of(nano, EngineOptions()).records()
+        here = replace(cuda.devices()[0], name="Another GPU")
+        monkeypatch.setattr(cuda, "devices", lambda: [here])
+        for _ in range(2):
+            open_variant("tensorrt", nano, variant, EngineOptions()).close()
+        (second,) = store_of(nano, EngineOptions()).records()
+        assert proofs == [variant.id] * 2
+        assert second.proved_on == first.proved_on.replace(first.device.name, "Another GPU")  # type: ignore[union-attr]
 
     def test_an_engine_that_gives_something_else_is_refused(
         self, gpu: StandIn, proofs: list[str], tmp_path: Path

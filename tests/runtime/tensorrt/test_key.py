@@ -157,7 +157,7 @@ def test_without_home_the_key_lies_in_a_folder_of_this_user(
 BODIES = [b"", b"{}", b'{\n "a": 1', b"\0\xff\n", b',\n "mac": "' * 3, os.urandom(4096)]
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_a_seal_is_the_hmac_of_kind_and_body(cache: Path, tmp_path: Path, body: bytes) -> None:
     write_sealed(tmp_path / "a", body, "a kind")
     assert read_sealed(tmp_path / "a", "a kind", 1 << 20) == body

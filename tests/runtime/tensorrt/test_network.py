@@ -13,7 +13,7 @@ import edgeclip
 from edgeclip.bundle import Axes, Port, Variant
 from edgeclip.export.precision import Request, convert
 from edgeclip.runtime.tensorrt import network as network_module
-from edgeclip.runtime.tensorrt.network import judge, read_network, word, write_out_attention
+from edgeclip.runtime.tensorrt.network import judge, read_network, remarks, word, write_out_attention
 from edgeclip.runtime.tensorrt.record import EngineReport, NetworkReport
 from tests.export.precision.graphs import graph, normal
 from tests.mutants import broken
@@ -160,7 +160,7 @@ NETWORK = NetworkReport(200, {"fp16": 48}, {"fp16": 1000}, 12, {}, unfused=1)
         ("fp16", "op", {"fused_attention": 0}, None),  # other names: an operator without a kernel is not built
         ("fp16", "decomposed", {"fused_attention": 0, "opaque": 1, "types": {"fp32": 1}}, None),
         ("fp32", "decomposed", {"fused_attention": 0, "types": {"fp32": 35}}, None),  # there is no such kernel
-        ("fp16", "decomposed", {"fused_attention": 0}, "engine attention: none fused into one kernel"),
+        ("fp16", "decomposed", {"fused_attention": 0}, None),  # it never promised one
         ("fp16", "none", {"fused_attention": 0}, None),
         ("fp16", "op", {"types": {"fp16": 4, "fp32": 31}}, "engine types: fp16 was promised, 4 of 35 layers give it"),
         ("fp16", "op", {"reformats": 11}, "engine reformats: 11 of 40 layers only change types or layouts, 25% is the most expected"),
@@ -192,3 +192,12 @@ def test_words_of_every_data_type() -> None:
         "int64",
         "bool",
     }
+
+
+def test_plain_products_that_no_known_kernel_fused_are_remarked_on() -> None:
+    none = replace(ENGINE, fused_attention=0)
+    plain = variant("fp16", "decomposed")
+    assert remarks(plain, none) == ("engine attention: no kernel of it is known as a fused one",)
+    assert remarks(plain, replace(none, fused_attention=11)) == ()
+    assert remarks(plain, replace(none, opaque=1)) == remarks(variant("fp16", "op"), none) == ()
+    assert remarks(variant("fp32", "decomposed"), none) == remarks(plain, None) == ()

@@ -466,6 +466,16 @@ def test_a_folder_of_the_users_choice(cache: Path, toy: Bundle, tmp_path: Path) 
     refused(store, record, f"missing. Run: .* --precision fp32 --arch sm86,sm89 -o {store.folder}$")
 
 
+def test_a_folder_that_the_environment_names(
+    cache: Path, toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECLIP_ENGINES", str(tmp_path / "named"))
+    store_of(toy, EngineOptions()).put(record_of(toy), PLAN)
+    assert len(store_of(toy, EngineOptions(engines=tmp_path / "named")).records()) == 1
+    assert store_of(toy, EngineOptions(engines=tmp_path / "other")).records() == []
+    assert not (cache / toy.digest).exists()
+
+
 def test_a_zipped_bundle_has_the_same_engines(
     cache: Path, store: Store, kept: Record, tmp_path: Path
 ) -> None:
