@@ -64,7 +64,7 @@ def _record(bundle: Bundle) -> dict[str, Any]:
 
 def _engines(bundle: Bundle) -> list[dict[str, Any]]:
     """What was built for it on this machine, newest first."""
-    from edgeclip.cli.build import proof_of, targets_of
+    from edgeclip.cli.engine_table import proof_of, targets_of
     from edgeclip.runtime.engines.seam import EngineOptions
     from edgeclip.runtime.tensorrt.store import store_of
 
