@@ -177,12 +177,13 @@ def test_what_the_listener_raises_ends_the_build(rtx: Library, toy: Bundle) -> N
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from edgeclip.bundle import open_bundle
 from edgeclip.runtime.tensorrt.builder import build
 from edgeclip.runtime.tensorrt.library import load_library
 from edgeclip.runtime.tensorrt.record import BuildOptions
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 bundle = open_bundle(sys.argv[1])
 variant = bundle.manifest.variants[0]
 def tell(phase, share):

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -76,6 +77,15 @@ def test_work_gives_its_result_or_raises_its_error() -> None:
         interruptible(lambda: 1 // 0, threading.Event())
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises, also in a job in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(
     "turn", range(3)
 )  # a thread that is joined is taken for dead at some of these moments
