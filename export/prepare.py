@@ -191,8 +191,8 @@ def need_onnx(precision: str) -> None:
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"the bundle has no {precision} graph, and making one needs {missing[0]}. Make it at the workstation and copy the bundle: "
-            f"edgeclip compress BUNDLE -o OUT --precision {precision} --unproven. Or build it in fp32, or run here: pip install onnx onnxscript"
+            f"the bundle has no graph that computes in {precision}, and making one needs {missing[0]}. Make it at the workstation and copy the bundle: "
+            f"edgeclip compress BUNDLE -o OUT --precision {precision} --unproven. Or build it in fp32, or run here: pip install onnx onnxscript onnxruntime"
         )
 
 

@@ -66,7 +66,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     help="Batches that an engine takes, and the one it is tuned for; may be repeated, for more than one to be tuned for.",
 )  # fmt: skip
 @click.option(
-    "--arch", "archs", metavar="SM,...", help="GPUs to build for ahead of time, with tensorrt-rtx: sm75, sm80, sm86, sm89, sm120. Default: this machine's."
+    "--arch", "archs", metavar="SM,...", help="GPUs to build for ahead of time, with tensorrt-rtx: sm75, sm80, sm86, sm89, sm120. Default: this machine's; where it has none, all but sm75."
 )  # fmt: skip
 @click.option(
     "--device",
@@ -86,7 +86,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 )
 @click.option(
     "--budget", "budgets", multiple=True,
-    help="What a conversion may lose: cosine=0.999, distance=0.05 or recall=-0.5. Default: distance=0.02 for fp16, 0.1 for int8 and fp8.",
+    help="What a conversion may lose: cosine=0.999, distance=0.05 or recall=-0.5. Default: distance=0.02 for fp16, 0.5 for int4, 0.1 for the others.",
 )  # fmt: skip
 @click.option(
     "--workspace",
@@ -118,7 +118,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @click.option("--force", is_flag=True, help="Build although the free memory looks too small.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the engines. Default: the bundle's own in the cache, where `--engine` finds them.",
+    help="Folder for the engines. Default: $EDGECLIP_ENGINES, else the bundle's own in the cache. `--engine` looks there.",
 )  # fmt: skip
 @click.option(
     "--threads",

@@ -25,7 +25,8 @@ Examples:
 def command(bundle: str, memory: bool, as_json: bool) -> None:
     """Show what a bundle is and how well it agrees with its source.
 
-    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Shows model, variants, fidelity, licences and size.
+    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Shows model, variants, fidelity, licences and
+    size, and the engines that were built for it on this machine.
     """
     from edgeclip.bundle import open_bundle
 
@@ -72,7 +73,7 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
         {
             "variant": record.variant.id,
             "engine": f"{record.library} {record.version}",
-            "for": targets_of(record),
+            "for": ", ".join(targets_of(record)),
             "size_bytes": record.size,
             "proof": proof_of(record),
         }

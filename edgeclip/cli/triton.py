@@ -106,7 +106,7 @@ def _microseconds(ctx: click.Context, param: click.Parameter, value: str) -> int
 )
 @click.option(
     "--engines", type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With tensorrt: the folder of `edgeclip build -o`. Default: the cache.",
+    help="With tensorrt: the folder of `edgeclip build -o`. Default: where it puts them without -o.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace what lies at the output.")
 @json_option

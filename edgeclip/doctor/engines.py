@@ -21,6 +21,10 @@ def look() -> list[Finding]:
     return [*_onnxruntime(), _plug_in(), *_tensorrt(), _bindings(), _key(), _built()]
 
 
+def _needed() -> str:
+    return "" if nvidia.has_gpu() else NO_GPU
+
+
 def _onnxruntime() -> list[Finding]:
     cpu, cuda = "engine onnxruntime-cpu", "engine onnxruntime-cuda"
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if version_of(name)]
@@ -72,15 +76,17 @@ def _provider(onnxruntime: Any) -> Finding:
     if (version := version_of(*TENSORRT)) is None or int(version.split(".")[0]) != major:
         reason = f"needs TensorRT {major}, {version or 'none'} is installed"
         return Finding(topic, False, reason, f"pip install 'tensorrt=={major}.*'")
-    return Finding(topic, True, f"built in; TensorRT {version}{'' if nvidia.has_gpu() else NO_GPU}")
+    return Finding(topic, True, f"built in; TensorRT {version}{_needed()}")
 
 
 def _plug_in() -> Finding:
     topic = "engine onnxruntime-tensorrt-rtx"
     names = [f"onnxruntime-ep-nv-tensorrt-rtx{cuda}" for cuda in ("-cu13", "-cu12")]
     if (version := version_of(*names)) is None:
-        return Finding(topic, False, "the plug-in is not installed", onnxruntime_tensorrt_rtx.INSTALL)
-    return Finding(topic, True, f"plug-in {version}{'' if nvidia.has_gpu() else NO_GPU}")
+        return Finding(
+            topic, False, f"the plug-in is not installed{_needed()}", onnxruntime_tensorrt_rtx.INSTALL
+        )
+    return Finding(topic, True, f"plug-in {version}{_needed()}")
 
 
 def _tensorrt() -> list[Finding]:
@@ -95,7 +101,7 @@ def _tensorrt() -> list[Finding]:
     for module, packages, command in wanted:
         topic = f"engine {module.NAME}"
         if (version := version_of(*packages)) is None:
-            found.append(Finding(topic, False, f"{module.NAME} is not installed", command))
+            found.append(Finding(topic, False, f"{module.NAME} is not installed{_needed()}", command))
         elif nvidia.has_gpu():
             missing = "" if module.present() else "; cuda-bindings is missing, see below"
             found.append(Finding(topic, not missing, f"{module.NAME} {version}{missing}"))
@@ -138,7 +144,7 @@ def _built() -> Finding:
     kept = [record for store in stores for record in store.records()]
     damaged = sum(len(store.problems()) for store in stores)
     size = sum(record.size for record in kept) / 1e6
-    detail = f"{len(kept)} built, of {len({record.bundle for record in kept})} bundles, {size:.0f} MB"
+    detail = f"{len(kept)} built, for {len({record.bundle for record in kept})} bundle(s), {size:.0f} MB"
     if damaged:
-        return Finding("engines", False, f"{detail}; {damaged} cannot be used", "edgeclip inspect BUNDLE")
+        return Finding("engines", False, f"{detail}; {damaged} cannot be used", "edgeclip build BUNDLE --list")
     return Finding("engines", True, detail if kept else "none was built")

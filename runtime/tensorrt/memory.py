@@ -83,8 +83,8 @@ def check_memory(
         return
     ways = ["close other programs", "add swap"]
     if shared and not library.ahead_of_time and not options.low_memory:
-        ways.insert(0, "build with low_memory")
+        ways.insert(0, "build with --low-memory")
     raise EngineError(
         f"{graph}: building needs about {needed >> 20} MiB of memory, {free >> 20} MiB are free. "
-        f"{', '.join(ways).capitalize()}, or force it."
+        f"{', '.join(ways).capitalize()}, or pass --force."
     )

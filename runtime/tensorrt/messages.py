@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from edgeclip.errors import EngineError
 from edgeclip.runtime.tensorrt.library import Library
 
 _log = logging.getLogger(__name__)
@@ -22,12 +23,12 @@ _guard = threading.Lock()
 _ADVICE: Sequence[tuple[str, str]] = (
     (r"cudaError 35|CUDA initialization|CUDA_SUCCESS|no CUDA-capable|accelerator list|factory function returned nullptr",
      "This needs an NVIDIA GPU and its driver."),
-    (r"dedicated kernel", "Build the variant with decomposed attention."),
-    (r"within workspace limit", "Give a larger workspace, or build for a smaller batch."),
+    (r"dedicated kernel", "Build the variant with decomposed attention (--variant)."),
+    (r"within workspace limit", "Give a larger --workspace, or a smaller --batch."),
     (r"[Oo]ut of [Mm]emory|insufficient memory|MEM_ALLOC|bad_alloc",
-     "Close other programs, build with low_memory, or for a smaller batch."),
+     "Close other programs, or build with --low-memory or a smaller --batch."),
     (r"Turing|SM75", "Leave sm75 out, or build in fp16."),
-    (r"Could not find any implementation", "Give a larger workspace or a higher level, or build the variant with decomposed attention."),
+    (r"Could not find any implementation", "Give a larger --workspace or a higher --level, or build the variant with decomposed attention (--variant)."),
     (r"weights? file|external data|Failed to open|import initializer", "The file beside the graph that holds its weights is missing or damaged."),
 )  # fmt: skip
 
@@ -76,6 +77,22 @@ def in_words(errors: Sequence[str], otherwise: str) -> str:
         text = bare[0] if bare else said
     advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, " ".join(errors))), otherwise)
     return f"{text}. {advice}"
+
+
+def made(library: Library, kind: str, heard: Sequence[str], *arguments: Any) -> Any:
+    """An object of one of the library's classes, given to it with the process's logger.
+
+    Args:
+        kind: name of the class, e.g. "Runtime".
+        heard: of `listening`.
+    Raises:
+        EngineError: TensorRT makes none, as without a driver.
+    """
+    try:
+        return getattr(library.module, kind)(*arguments, logger_of(library))
+    except TypeError as error:  # what pybind makes of a null pointer
+        said = in_words([*heard, str(error)], "See `edgeclip doctor`.")
+        raise EngineError(f"{library}: its {kind} cannot start. {said}") from error
 
 
 @contextlib.contextmanager

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from edgeclip.bundle import open_bundle
+from edgeclip.cli import engine_table
 from edgeclip.cli.build import parse_size, progress, split
 from edgeclip.errors import InputError
+from edgeclip.runtime.tensorrt.record import BuildOptions, NetworkReport, Record
 from edgeclip.runtime.tensorrt.settings import FOUND
 from tests.cli.conftest import Edgeclip
 
@@ -52,6 +58,24 @@ def test_built_shown_listed_and_cleared(sealed: Path, edgeclip: Edgeclip, cache:
     assert cleared["freed_bytes"] > 100_000
     assert "0 engines in " in edgeclip("build", sealed, "--list").out
     assert "engines" not in edgeclip("inspect", sealed, "--json").record
+
+
+def test_an_80_column_screen_cuts_no_word(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tells the engines apart, and what was read back of them, stands there whole."""
+    out = io.StringIO()
+    monkeypatch.setattr(engine_table, "console", lambda: Console(file=out, width=80))
+    variant = replace(open_bundle(str(sealed)).manifest.variants[0], id="image-fp16-merge8-decomposed")
+    options = BuildOptions(({"N": (1, 8, 32)},), archs=("sm80", "sm86", "sm89", "sm120"))
+    network = NetworkReport(300, {"fp16": 73, "fp32": 1}, {}, 12, {})
+    record = Record(
+        "tensorrt-rtx", "1.7", "", None, "", variant, {}, options, 178_300_000, "", network, seconds=12.3
+    )
+    engine_table.show([record])
+    for word in (
+        variant.id, *options.archs, "1:8:32", "178.3", "12.3", "73 fp16, 1 fp32", "12 attention", "built, not run"
+    ):  # fmt: skip
+        assert word in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
 def test_json_and_a_folder_of_the_users(sealed: Path, edgeclip: Edgeclip, tmp_path: Path) -> None:

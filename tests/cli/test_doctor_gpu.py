@@ -209,7 +209,7 @@ def test_the_key_and_the_engines(tmp_path: Path) -> None:
     store.mkdir(parents=True, mode=0o700)
     (store / f"image-fp32-{'0' * 16}.json").write_text("{}")
     found = by_topic(engines.look())["engines"]
-    assert (found.ok, found.detail) == (False, "0 built, of 0 bundles, 0 MB; 1 cannot be used")
+    assert (found.ok, found.detail) == (False, "0 built, for 0 bundle(s), 0 MB; 1 cannot be used")
 
 
 def test_it_loads_no_library_and_all_topics_are_printed(

@@ -78,7 +78,7 @@ def test_too_little_is_refused_unless_forced(tmp_path: Path, toy: Bundle) -> Non
     with pytest.raises(EngineError) as refusal:
         check_memory(RTX, graph, variant, PLAIN, root=small)
     assert str(refusal.value) == (
-        f"{graph}: building needs about 280 MiB of memory, 150 MiB are free. Close other programs, add swap, or force it."
+        f"{graph}: building needs about 280 MiB of memory, 150 MiB are free. Close other programs, add swap, or pass --force."
     )
     check_memory(RTX, graph, variant, PLAIN, root=small, force=True)
     check_memory(RTX, graph, variant, PLAIN, root=machine(tmp_path, 200 * MIB, 100 * MIB))
@@ -94,7 +94,7 @@ def test_a_jetson_is_told_of_the_preset(tmp_path: Path, toy: Bundle) -> None:
     assert shares_memory(machine(tmp_path / "jp6", GIB, 0, {"etc/nv_tegra_release": "# R36"}))
     graph = toy.path(variant.files[0])
     with pytest.raises(
-        EngineError, match="Build with low_memory, close other programs, add swap, or force it"
+        EngineError, match="Build with --low-memory, close other programs, add swap, or pass --force"
     ):
         check_memory(PROPER, graph, variant, PLAIN, root=board)
     with pytest.raises(EngineError, match=r"free\. Close other programs"):

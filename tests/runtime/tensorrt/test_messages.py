@@ -18,20 +18,20 @@ _SAID = {
     "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([myelin_graph.h:1295: attachExceptionMsgToGraph] MyelinCheckException: "
     "decompose_composite_ops.cpp:59: CHECK(composite_op->is_decomposable()) failed. Attention operation was not supported by a dedicated "
     "kernel.  (See https://docs.nvidia.com/x.html#y for shapes.)  Alternatively, padded attention operation may be marked)":
-        "Attention operation was not supported by a dedicated kernel. Build the variant with decomposed attention.",
+        "Attention operation was not supported by a dedicated kernel. Build the variant with decomposed attention (--variant).",
     "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([tactic.cpp:1676: enumerate_tactics] Tactic Selection: no tactics to implement "
     "the operation within workspace limit. Consider increase the allowed workspace size if applicable.; [tactic.cpp:264: run] Error during "
     "tactic selection. In compileGraph at /_src/optimizer/myelin/codeGenerator.cpp:2012)":
         "Tactic Selection: no tactics to implement the operation within workspace limit. Error during tactic selection. "
-        "Give a larger workspace, or build for a smaller batch.",
+        "Give a larger --workspace, or a smaller --batch.",
     "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([myelin_graph.h:1295: attachExceptionMsgToGraph] MyelinCheckException: "
     "graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed.  In compileGraph at /_src/optimizer/myelin/codeGenerator.cpp:2012)":
         "CHECK(status == CUDA_SUCCESS) failed. This needs an NVIDIA GPU and its driver.",
     "10: [optimizer.cpp::computeCosts::4048] Error Code 10: Internal Error (Could not find any implementation for node {Foreign[/a/b]}.)":
-        "Could not find any implementation for node {Foreign[/a/b]}. Give a larger workspace or a higher level, or build the variant with "
-        "decomposed attention.",
+        "Could not find any implementation for node {Foreign[/a/b]}. Give a larger --workspace or a higher --level, or build the variant with "
+        "decomposed attention (--variant).",
     "1: [defaultAllocator.cpp::allocate::20] Error Code 1: Cuda Runtime (out of memory)":
-        "out of memory. Close other programs, build with low_memory, or for a smaller batch.",
+        "out of memory. Close other programs, or build with --low-memory or a smaller --batch.",
     "In node -1 with name:  and operator:  (parseFromFile): INVALID_VALUE: Assertion failed: stat(file, &sb) == 0: Input is not a file: a.onnx":
         "Input is not a file: a.onnx. Ask.",
     "something new": "something new. Ask.",
