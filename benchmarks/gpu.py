@@ -3,30 +3,41 @@
     python -m benchmarks.gpu                                 ViT-B/32; add --models b32 l14 for both
     python -m benchmarks.gpu --only cuda torch --batches 1 32 --minutes 5
 
-Needs an NVIDIA driver, this repository, and in one Python, with nothing to download while it runs:
-  torch with CUDA, transformers, timm, onnx, onnxscript, safetensors, tokenizers, numpy, pillow, opencv-python-headless, click, rich, ftfy,
-  onnxruntime-gpu of the same CUDA major version as torch (1.27 and newer: CUDA 13; before: 12), instead of onnxruntime, with cuDNN 9;
-  optional: cuda-bindings with tensorrt-rtx-cu13 or tensorrt; onnxruntime-ep-nv-tensorrt-rtx. What is absent becomes a row with the reason.
+Needs an NVIDIA driver, a C compiler and Python's headers (torch.compile), and one environment; nothing is downloaded while it runs:
 
-Weights are random, at the real shape; source, bundle (proved on the CPU) and its fp16 graphs are made in WORK at the first run. A call is
-what a program sees: float32 pixels in host memory to float32 embeddings in host memory, both copies included. All contestants are warm and
-take turns in an order that changes from round to round. Fidelity is to fp32 on the CPU. After --minutes nothing more is started, so that
-a run with a limit ends with figures; what was left out is said.
+    pip install torch                                        with CUDA, of the driver's major version
+    pip install '.[export]' transformers pytest
+    pip uninstall -y onnxruntime
+    pip install onnxruntime-gpu                              for a driver of CUDA 12: 'onnxruntime-gpu<1.27'; cuDNN is torch's
+    pip install cuda-bindings tensorrt tensorrt-rtx-cu13     as you like, as is onnxruntime-ep-nv-tensorrt-rtx
+
+What is absent becomes a row with the reason. Weights are random, at the real shape; source, bundle (proved on the CPU) and its fp16
+graphs are made in WORK at the first run. A call is what a program sees: float32 pixels in host memory to float32 embeddings in host
+memory, both copies included. All contestants are warm and take turns in an order that changes from round to round. Fidelity is to fp32
+on the CPU. After half of --minutes no contestant is opened any more, after all of them nothing is started; what was left out is said.
+The files are written anew after each step, so that a run that is killed leaves what it had, and one that crashes in somebody's library
+says in whose: leave that one out with --only.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
+import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.gpu_contestants import CONTESTANTS, Array, Call, Contestant, Runner, on_cpu, prepare
+from edgeclip.files import write_file
+
+Rows = list[dict[str, Any]]
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("b32", "b16", "l14")
@@ -66,8 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare(folder, model)
         pixels = np.load(folder / "held.npy")[: options.pictures]
         chosen = [each for each in CONTESTANTS if any(part in each.name for part in options.only)]
-        rows = measure(chosen, folder, pixels, options.batches, options.rounds, deadline)
-        write(output, model, {"machine": device, "rounds": options.rounds, "rows": rows})
+
+        def keep(rows: Rows, model: str = model) -> None:
+            write(output, model, {"machine": device, "rounds": options.rounds, "rows": rows})
+
+        measure(chosen, folder, pixels, options.batches, options.rounds, deadline, keep)
+    print(output.with_suffix(".md").read_text())
 
 
 def describe() -> dict[str, str]:
@@ -110,24 +125,31 @@ def measure(
     batches: Sequence[int],
     rounds: int,
     deadline: float,
-) -> list[dict[str, Any]]:
+    keep: Callable[[Rows], None] = lambda rows: None,
+) -> Rows:
     """Open all, then time them in turns, batch by batch.
 
     Args:
         pixels: (N, 3, H, W) float32, on which fidelity is measured and of which the batches are made.
-        deadline: of time.monotonic(), after which nothing is opened, no batch warmed up and no round begun.
+        deadline: of time.monotonic(), after which no batch is warmed up and no round begun; half of what is left may go on opening.
+        keep: called with the rows so far, before each opening and after each batch.
     Returns:
         A row for each contestant, with p50 and p90 in ms and pictures a second for each batch; or why it has none.
     """
-    rows: list[dict[str, Any]] = [{"contestant": each.name, "batches": {}} for each in contestants]
+    rows: Rows = [{"contestant": each.name, "batches": {}} for each in contestants]
     runners: dict[int, Runner] = {}
+    # an engine that is built takes minutes: the others are timed all the same
+    opening = (time.monotonic() + deadline) / 2
     for i, each in enumerate(contestants):
-        _attempt(rows[i], deadline, lambda i=i, each=each: runners.update({i: each.open(folder)}))
+        keep([*rows[:i], {**rows[i], "failed": "the run ended while this was opened"}, *rows[i + 1 :]])
+        with _noted(rows[i]):
+            _attempt(rows[i], opening, lambda i=i, each=each: runners.update({i: each.open(folder)}))
     reference = on_cpu(folder).prepare(pixels)() if runners else None
     for i, runner in list(runners.items()):
         rows[i]["uses"] = runner.uses
         fidelity = _attempt(rows[i], deadline, lambda runner=runner: _fidelity(runner, pixels, reference))
         rows[i].update(fidelity or {})
+    keep(rows)
     for batch in batches:
         repeated = np.resize(pixels, (batch, *pixels.shape[1:]))
         calls: dict[int, tuple[Call, int]] = {}
@@ -140,8 +162,34 @@ def measure(
             if ready is not None:
                 calls[i] = ready
         for i, times in _turns(calls, rounds, deadline).items():
-            rows[i]["batches"][str(batch)] = _figures(times, batch)
+            found = rows[i]["batches"][str(batch)]
+            found.update({"failed": times} if isinstance(times, str) else _figures(times, batch))
+        keep(rows)
     return rows
+
+
+class _Ear(logging.Handler):
+    """Keeps what is warned of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+@contextmanager
+def _noted(row: dict[str, Any]) -> Iterator[None]:
+    """What edgeclip warns of goes into the row: operators that ran on the CPU, fp32 that was rounded."""
+    ear, log = _Ear(), logging.getLogger("edgeclip")
+    log.addHandler(ear)
+    try:
+        yield
+    finally:
+        log.removeHandler(ear)
+    if ear.heard:
+        row["notes"] = ear.heard
 
 
 def _attempt(row: dict[str, Any], deadline: float, work: Callable[[], Any]) -> Any:
@@ -152,8 +200,12 @@ def _attempt(row: dict[str, Any], deadline: float, work: Callable[[], Any]) -> A
     try:
         return work()
     except Exception as error:
-        row["failed"] = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        row["failed"] = _reason(error)
         return None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _warm(call: Call) -> tuple[Call, int]:
@@ -165,9 +217,12 @@ def _warm(call: Call) -> tuple[Call, int]:
     return call, min(max(int(TURN_S / (time.perf_counter() - start)), 2), MAX_CALLS)
 
 
-def _turns(calls: Mapping[int, tuple[Call, int]], rounds: int, deadline: float) -> dict[int, list[float]]:
-    """Milliseconds of each call, of whoever had a turn. Each round begins with another one."""
+def _turns(
+    calls: Mapping[int, tuple[Call, int]], rounds: int, deadline: float
+) -> dict[int, list[float] | str]:
+    """Milliseconds of each call, of whoever had a turn; of whoever failed, why. Each round begins with another one."""
     times: dict[int, list[float]] = {i: [] for i in calls}
+    failed: dict[int, str] = {}
     order = list(calls)
     for number in range(rounds):
         if number and time.monotonic() > deadline:
@@ -175,11 +230,14 @@ def _turns(calls: Mapping[int, tuple[Call, int]], rounds: int, deadline: float) 
         first = number % max(len(order), 1)
         for i in order[first:] + order[:first]:
             call, count = calls[i]
-            for _ in range(count):
-                start = time.perf_counter()
-                call()
-                times[i].append(1000 * (time.perf_counter() - start))
-    return times
+            try:
+                for _ in range(0 if i in failed else count):
+                    start = time.perf_counter()
+                    call()
+                    times[i].append(1000 * (time.perf_counter() - start))
+            except Exception as error:  # other people's errors have no common base
+                failed[i] = _reason(error)
+    return {**times, **failed}
 
 
 def _figures(times: Sequence[float], batch: int) -> dict[str, float]:
@@ -209,11 +267,11 @@ def _unit(rows: Array) -> Array:
 
 
 def write(output: Path, model: str, found: Mapping[str, Any]) -> None:
-    """Add one model's figures to the two files; other models' stay."""
+    """Add one model's figures to the two files, each whole or as it was; other models' stay."""
     path = output.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     every = {**(json.loads(path.read_text()) if path.exists() else {}), model: found}
-    path.write_text(json.dumps(every, indent=1) + "\n")
+    write_file(path, json.dumps(every, indent=1) + "\n")
     lines = ["# Image towers on a GPU", "", "Random weights at the real shape; host memory to host memory; written by `python -m benchmarks.gpu`.", ""]  # fmt: skip
     for name, one in every.items():
         lines += [f"## {name}", "", *_table(one["rows"]), ""]
@@ -223,8 +281,7 @@ def write(output: Path, model: str, found: Mapping[str, Any]) -> None:
             + ".",
             "",
         ]
-    output.with_suffix(".md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    write_file(output.with_suffix(".md"), "\n".join(lines))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -240,13 +297,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 if "p50_ms" in one
                 else [one.get("failed", ""), ""]
             )
-        cells += [
-            str(row.get("relative_distance", "")),
-            row["failed"] if "failed" in row else row.get("uses", ""),
-        ]
+        said = [row[key] for key in ("uses", "failed") if key in row] + row.get("notes", [])
+        cells += [str(row.get("relative_distance", "")), "; ".join(said)]
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return lines
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a library that crashes leaves a trace
     main()

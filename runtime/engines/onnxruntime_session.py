@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError, MissingExtraError
-from edgeclip.runtime.engines.seam import EngineOptions
+from edgeclip.runtime.engines.seam import UNCOUNTED, EngineOptions
 
 log = logging.getLogger(__name__)
+
+CPU = "CPUExecutionProvider"
+# What is done to rows of pictures and texts. The arithmetic on shapes, which onnxruntime keeps on the CPU by choice, needs none of these.
+COMPUTES = {
+    "Attention", "Conv", "DequantizeLinear", "Erf", "Gelu", "Gemm", "LayerNormalization", "MatMul", "MatMulInteger",
+    "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Sigmoid", "Softmax", "Tanh", "Transpose",
+}  # fmt: skip
 
 
 def load_onnxruntime(extra: str) -> Any:
@@ -60,6 +68,7 @@ def open_session(
     settings = _session_options(onnxruntime, options, threads)
     if whole:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider != CPU:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     own = {**provider_options, **options.provider_options}
     if device is not None:
@@ -77,6 +86,8 @@ def open_session(
     _check_provider(session, variant, provider, options)
     if whole:
         check_whole(assigned(session), variant, provider)
+    elif provider != CPU and session.get_providers()[0] == provider:
+        tell_of_strays(session, variant, provider)
     _check_ports(session, variant, path)
     return session
 
@@ -103,6 +114,28 @@ def check_whole(pieces: Sequence[tuple[str, int]] | None, variant: Variant, prov
         f"{variant.id}: {provider} takes {own} of {every} operators, in {sum(name == provider for name, _ in pieces)} pieces; "
         "want all in one. Use another variant, or another engine."
     )
+
+
+def tell_of_strays(session: Any, variant: Variant, provider: str) -> None:
+    """Warn where onnxruntime computes on the CPU what it was to compute on a GPU: each such operator costs copies and waits.
+
+    onnxruntime-gpu 1.24 has no CUDA kernel of the Attention operator, and says nothing. Source: microsoft/onnxruntime#28025.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return  # before 1.24
+    pieces = session.get_provider_graph_assignment_info()
+    strays = Counter(
+        node.op_type
+        for piece in pieces
+        if piece.ep_name != provider
+        for node in piece.get_nodes()
+        if node.op_type in COMPUTES
+    )
+    if strays:
+        log.warning(
+            "%s: the CPU runs %s, for which this onnxruntime has no kernel in %s. Use a newer onnxruntime, or another variant",
+            variant.id, ", ".join(f"{count} {kind}" for kind, count in strays.most_common()), provider, extra=UNCOUNTED,
+        )  # fmt: skip
 
 
 def first_line(error: Exception) -> str:

@@ -248,6 +248,30 @@ def test_pieces_are_read_back_from_a_real_session(bundle: Bundle) -> None:
         session_module.check_whole(found, chosen, "CPUExecutionProvider")
 
 
+def test_operators_that_the_cpu_computes_are_told(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """With onnxruntime-gpu 1.24 and CUDA it is each Attention; here what the CPU runs is seen from another provider."""
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
+    def said(tower: str, provider: str) -> list[str]:
+        (chosen,) = bundle.manifest.variants_of(tower)
+        path = str(bundle.path(chosen.files[0]))
+        session = onnxruntime.InferenceSession(path, settings, providers=[session_module.CPU])
+        if not hasattr(session, "get_provider_graph_assignment_info"):
+            pytest.skip("onnxruntime tells from 1.24 on")
+        caplog.clear()
+        session_module.tell_of_strays(session, chosen, provider)
+        return caplog.messages
+
+    assert said("image", session_module.CPU) == []
+    assert said("image", "CUDAExecutionProvider") == [
+        "image-fp32: the CPU runs 1 MatMul, for which this onnxruntime has no kernel in CUDAExecutionProvider. "
+        "Use a newer onnxruntime, or another variant"
+    ]
+    assert not caplog.records[0].counted  # type: ignore[attr-defined]
+    assert said("text", "CUDAExecutionProvider") == [], "no operator there computes"
+
+
 def test_the_cache_is_sealed_and_named_after_all_that_matters(
     bundle: Bundle, fake: Fake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

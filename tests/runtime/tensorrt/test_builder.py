@@ -142,7 +142,7 @@ def test_graphs_that_cannot_be_read(rtx: Library, toy: Bundle, tmp_path: Path) -
     [
         ({"archs": ("sm86", "sm87")}, r"arch 'sm87': .*Choose of sm75"),
         ({"archs": ("sm75",)}, r"Turing.* Leave sm75 out, or build in fp16"),
-        ({"workspace": 1 << 16}, r"within workspace limit.* Give a larger workspace"),
+        ({"workspace": 1 << 16}, r"within workspace limit.* Give a larger --workspace"),
         ({"strip_weights": True}, r"needs an NVIDIA GPU and its driver"),
         ({"version_compatible": True}, r"has not engines that outlive a release\. Leave it out, or use tensorrt"),
         ({"hardware_compatible": "ampere+"}, r"has not engines for Ampere and newer"),
