@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle import Bundle, Variant
@@ -47,10 +48,11 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
         BundleError: a file that changed since the bundle was opened.
         EngineError: a graph that this TensorRT does not take whole. MissingExtraError: no provider, or no TensorRT.
     """
+    from edgeclip.runtime.tensorrt.guard import make_private
     from edgeclip.runtime.tensorrt.sealed import sealed
     from edgeclip.runtime.tensorrt.store import store_of
 
-    check_again(bundle, variant)
+    graph = checked_graph(NAME, bundle, variant, options)
     onnxruntime = load_with(PROVIDER, options)
     version = load_tensorrt(_major(onnxruntime))
     check_reads(variant, version)
@@ -58,7 +60,9 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
     profile = profile_of(bundle, variant)
     own = {"device_id": str(options.device), **shapes(variant, profile, "trt_profile_{}_shapes")}
     facts = [onnxruntime.__version__, version, own, dict(options.provider_options), os.environ.get(TF32)]
-    folder = store_of(bundle, options).folder / "onnxruntime" / _name(bundle, variant, facts)
+    store = store_of(bundle, options).folder
+    make_private(store)  # whoever may write there could put another folder in this one's place
+    folder = store / "onnxruntime" / _name(bundle, variant, facts)
     threads = options.threads or usable_cores()
     with sealed(folder):  # with every size in a profile it builds here, not at the first call
         caches = {
@@ -67,14 +71,34 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
             for what, value in (("enable", "1"), ("path", str(folder)))
         }
         session = open_session(
-            bundle.path(variant.files[0]), variant, options, PROVIDER, {**own, **caches}, threads, install="gpu", whole=True,
-        )  # fmt: skip
+            graph, variant, options, PROVIDER, {**own, **caches}, threads, install="gpu", whole=True
+        )
     graphs = options.provider_options.get("trt_cuda_graph_enable", "0") not in ("0", "False")
     bounds = {} if any(key.startswith("trt_profile_") for key in options.provider_options) else profile
     place = ("cuda", options.device)
     return OnnxRuntimeTensorRT(
         session, variant, threads, place, onnxruntime, name=NAME, bounds=bounds, graph_key="gpu_graph_id" if graphs else ""
     )  # fmt: skip
+
+
+def checked_graph(name: str, bundle: Bundle, variant: Variant, options: EngineOptions) -> Path:
+    """A variant's graph, looked at once more, without any engine that this machine did not build.
+
+    Raises:
+        BundleError: a file that changed since the bundle was opened.
+        EngineError: it holds an engine, or a provider option names a folder of engines.
+    """
+    if named := [key for key in options.provider_options if key.endswith("cache_path")]:
+        raise EngineError(
+            f"{name}: {named[0]}: engines are code, and those of a folder without a seal may be anybody's. Leave it out."
+        )
+    check_again(bundle, variant)
+    path = bundle.path(variant.files[0])
+    if b"EPContext" in path.read_bytes():  # the operator by which onnxruntime is handed a ready engine
+        raise EngineError(
+            f"{path}: holds an engine that was built elsewhere (operator EPContext), and engines are code. Export the model again."
+        )
+    return path
 
 
 def check_reads(variant: Variant, version: str) -> None:

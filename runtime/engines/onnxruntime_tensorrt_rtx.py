@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from edgeclip.bundle import Bundle, Variant
-from edgeclip.bundle.store import check_again
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime.engines.nvidia import has_gpu
 from edgeclip.runtime.engines.onnxruntime_session import first_line, load_onnxruntime, open_session
 from edgeclip.runtime.engines.onnxruntime_tensorrt import (
     OnnxRuntimeTensorRT,
     check_reads,
+    checked_graph,
     profile_of,
     shapes,
     tell_of_rounding,
@@ -46,7 +46,7 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
         BundleError: a file that changed since the bundle was opened.
         EngineError: no driver, no GPU that it serves, a graph that it does not take whole. MissingExtraError: no plug-in.
     """
-    check_again(bundle, variant)
+    graph = checked_graph(NAME, bundle, variant, options)
     onnxruntime = load_onnxruntime("cpu")
     device = _device(onnxruntime, options.device)
     check_reads(variant, "99")  # numbers are TensorRT's; TensorRT-RTX reads what the newest does
@@ -55,8 +55,8 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> On
     own = shapes(variant, profile, "nv_profile_{}_shapes")
     threads = options.threads or usable_cores()
     session = open_session(
-        bundle.path(variant.files[0]), variant, options, PROVIDER, own, threads, install="cpu", device=device, whole=True
-    )  # fmt: skip
+        graph, variant, options, PROVIDER, own, threads, install="cpu", device=device, whole=True
+    )
     graphs = options.provider_options.get("enable_cuda_graph", "0") not in ("0", "False")
     bounds = {} if any(key.startswith("nv_profile_") for key in options.provider_options) else profile
     place = ("gpu", options.device, NVIDIA)

@@ -305,6 +305,41 @@ def test_the_cache_is_sealed_and_named_after_all_that_matters(
     assert forgets(other, chosen, []) == forgets(bundle, chosen, [])
 
 
+@pytest.mark.parametrize("name", [tensorrt.NAME, rtx.NAME])
+def test_no_engine_of_anybody_reaches_the_providers(bundle: Bundle, fake: Fake, name: str) -> None:
+    """They deserialise what a graph holds, and what lies in a folder that they are pointed to."""
+    for key in ("trt_engine_cache_path", "trt_timing_cache_path", "nv_runtime_cache_path"):
+        with pytest.raises(EngineError, match=rf"^{name}: {key}: engines are code.*Leave it out\.$"):
+            opened(bundle, name, provider_options={key: "/tmp"})
+    variant = bundle.manifest.variants_of("image")[0]
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path := bundle.path(variant.files[0]))
+    model.graph.node[0].CopyFrom(
+        onnx.helper.make_node(
+            "EPContext", ["pixels"], ["x"], domain="com.microsoft", ep_cache_context=b"evil"
+        )
+    )
+    path.write_bytes(model.SerializeToString())
+    entry = replace(bundle.manifest.files[variant.files[0]], size=path.stat().st_size)
+    files = {**bundle.manifest.files, variant.files[0]: entry}
+    other = replace(bundle, manifest=replace(bundle.manifest, files=files))
+    with pytest.raises(
+        EngineError, match=r"\.onnx: holds an engine that was built elsewhere \(operator EPContext\)"
+    ):
+        opened(other, name)
+    assert fake.opened == []
+
+
+def test_a_folder_of_engines_in_which_others_may_write_is_refused(
+    bundle: Bundle, fake: Fake, tmp_path: Path
+) -> None:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines").chmod(0o777)
+    with pytest.raises(EngineError, match=r"engines: other users may write in it \(mode 0777\)"):
+        opened(bundle, tensorrt.NAME, engines=tmp_path / "engines")
+    assert fake.opened == []
+
+
 def test_graphs_that_this_tensorrt_does_not_read(bundle: Bundle, fake: Fake) -> None:
     variant = bundle.manifest.variants_of("image")[0]
     for oldest, message in (
