@@ -47,7 +47,7 @@ class Tower:
         self._wanted, self._precision, self._unload_after = engine, precision, unload_after
         self._ids = tuple(wanted)
         self.variant: Variant | None = None  # what was opened last
-        self.fell_back = ""  # why no engine that comes before the one in use was opened; "": it is the first
+        self.fell_back = ""  # why nothing that comes before what is in use was opened; "": it is the first
         self._announced = False
         self._lock = threading.RLock()
         self._engine: Engine | None = None
@@ -136,9 +136,9 @@ class Tower:
                 self._timer.cancel()
                 self._timer = None
             self._spare.clear()
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
+            engine, self._engine = self._engine, None  # also where closing fails, as on a GPU that is lost
+            if engine is not None:
+                engine.close()
 
     def after_fork(self) -> None:
         """In a forked child: forget the engine, whose threads stayed in the parent."""
@@ -148,17 +148,18 @@ class Tower:
 
     def _open(self) -> Engine:
         _ = self.variants  # refuses what no engine could open
-        failed: dict[str, EdgeClipError] = {}  # engine -> why the variant that it would rather open did not
+        # engine -> why the variant that it would rather open did not; what was built for the engine in use and did not open
+        failed: dict[str, EdgeClipError] = {}
         for name in engine_order(self._wanted):
             try:
-                engine = self._open_on(name)
+                engine, passed_over = self._open_on(name)
             except BundleError:
                 raise
             except EdgeClipError as error:
                 failed[name] = error
                 continue
             self.variant = engine.variant
-            self.fell_back = _told(failed)
+            self.fell_back = _told({**failed, **passed_over})
             self._announce(engine)
             return engine
         first, *others = failed.values()
@@ -166,18 +167,25 @@ class Tower:
             raise first
         raise EngineError(f"{self.name} tower: opens on no engine. {_told(failed)}") from first
 
-    def _open_on(self, name: str) -> Engine:
-        """Open the first of the candidates that this engine opens. Raises the reason why the very first did not."""
-        reasons: list[EdgeClipError] = []
+    def _open_on(self, name: str) -> tuple[Engine, dict[str, EdgeClipError]]:
+        """Open the first of the candidates that this engine opens. Raises the reason why the very first did not.
+
+        Returns:
+            It, and what was built for this engine before it and does not open, with the reasons.
+        """
+        reasons: dict[str, EdgeClipError] = {}
+        built = {variant.id for variant in local_variants(name, self.bundle, self.options)}
         for variant in self._candidates(name):
             try:
-                return open_variant(name, self.bundle, variant, self.options)
+                engine = open_variant(name, self.bundle, variant, self.options)
             except BundleError:
                 raise
             except EdgeClipError as error:
                 log.info("%s does not open on %s: %s", variant.id, name, error)
-                reasons.append(error)
-        raise reasons[0]
+                reasons[variant.id] = error
+            else:
+                return engine, {id_: error for id_, error in reasons.items() if id_ in built}
+        raise next(iter(reasons.values()))
 
     def _announce(self, engine: Engine) -> None:
         """Say what runs; once as a warning where an engine that was present, or asked for, did not open."""

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,6 +123,35 @@ def test_a_sequence_is_tried_in_its_order(
         used(edgeclip.load(bundle, engine=["npu", "tpu"]))
     with pytest.raises(EngineError, match="engine 'gpu': no such engine"):
         edgeclip.load(bundle, engine=["onnxruntime-cpu", "gpu"])
+
+
+def test_a_built_engine_that_does_not_open_is_told(
+    bundle: Bundle, register: Register, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another one that was built, of another precision, stands in for it; what only the bundle has is no such case."""
+    register("npu")
+    module = sys.modules["stand_in_npu"]
+    own = bundle.manifest.variants_of("image")[0]
+    half = replace(own, id="image-fp16", axes=replace(own.axes, precision="fp16"))
+    plain = module.open_engine
+
+    def open_variant(bundle: Bundle, variant: Any, options: Any) -> Any:
+        if variant.id == half.id:
+            raise EngineError("its plan was changed. Build it again.")
+        return plain(bundle.path(variant.files[0]), variant, options)
+
+    del module.open_engine
+    vars(module).update(open_variant=open_variant, local_variants=lambda bundle, options: [half])
+    with edgeclip.load(bundle) as model:
+        towers = used(model)
+    assert towers["image"]["variant"] == own.id
+    assert towers["image"]["fell_back"] == "image-fp16: its plan was changed. Build it again"
+    assert notes(caplog) == ["image tower: runs on npu; image-fp16: its plan was changed. Build it again"]
+    caplog.clear()
+    vars(module).update(local_variants=lambda bundle, options: [])
+    with edgeclip.load(bundle) as model:
+        assert "fell_back" not in used(model)["image"]
+    assert notes(caplog) == []
 
 
 def test_one_name_allows_no_other(bundle: Bundle, register: Register) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from edgeclip.bundle import Bundle
 from edgeclip.errors import BundleError, EdgeClipError, EngineError, InputError
 from edgeclip.runtime.engines import EngineOptions
+from edgeclip.runtime.engines.onnxruntime_cpu import OnnxRuntimeCpu
 from edgeclip.runtime.images import preprocess
 from edgeclip.runtime.model import Model, load
 from edgeclip.runtime.results import Classification, rank, to_scores
@@ -268,6 +269,24 @@ def test_closed_model_refuses(bundle: Bundle) -> None:
     ):
         with pytest.raises(EngineError, match="was closed"):
             call()
+
+
+def test_an_engine_that_does_not_close_is_forgotten_all_the_same(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that is lost: the next call opens another one."""
+
+    def lost(engine: OnnxRuntimeCpu) -> None:
+        raise EngineError("lost")
+
+    with load(bundle) as model:
+        model.embed_texts("a cat")
+        tower = model._towers[-1]
+        monkeypatch.setattr(OnnxRuntimeCpu, "close", lost)
+        with pytest.raises(EngineError, match="lost"):
+            tower.close()
+        monkeypatch.undo()
+        assert tower.engine is None
 
 
 def test_idle_towers_are_unloaded_and_come_back(bundle: Bundle) -> None:
