@@ -16,6 +16,9 @@ from edgeclip.runtime.tensorrt.record import Record
 # Source: docs.nvidia.com/deeplearning/tensorrt/11.4.1, support matrix, "Engine Portability".
 NEXT_MAJOR = ((8, 10), (10, 11))
 AMPERE = (8, 0)
+# An exact engine is tuned for its card's clocks and caches. Every Jetson Orin is called "Orin"; memory tells the boards apart, of
+# which drivers and error correction take up to a sixteenth.
+ALIKE = 7 / 8
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,12 @@ def _device(record: Record, here: Here) -> str:
         return "built for no device"
     if record.options.hardware_compatible == "ampere+":
         return "" if min(own.capability, device.capability) >= AMPERE else f"built for sm80 and newer, {this}"
-    same = own.capability == device.capability
-    if not record.options.hardware_compatible and record.library == "tensorrt":
-        same = same and own.name == device.name  # it was tuned for this card's clocks and caches
-    return "" if same else f"built for {own.name} ({own.arch}), {this}"
+    exact = not record.options.hardware_compatible and record.library == "tensorrt"
+    if own.capability != device.capability or (exact and own.name != device.name):
+        return f"built for {own.name} ({own.arch}), {this}"
+    if exact and min(own.memory, device.memory) < ALIKE * max(own.memory, device.memory):
+        return f"built for {own.name} of {own.memory >> 20} MiB, this one has {device.memory >> 20}"
+    return ""
 
 
 def _driver(record: Record, here: Here) -> str:

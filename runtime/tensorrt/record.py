@@ -90,4 +90,4 @@ class Record:
 
 def place(version: str, device: Device) -> str:
     """What a proof holds for: the release of the library, the GPU and its driver."""
-    return f"{device.name}, CUDA {device.driver}, release {version}"
+    return f"{device.name}, {device.memory >> 30} GiB, CUDA {device.driver}, release {version}"

@@ -31,7 +31,9 @@ def name_of(record: Record) -> str:
         "bundle": record.bundle,
         "graphs": dict(record.graphs),
         "library": [record.library, record.version, record.platform],
-        "device": [device.name, device.capability] if device and not record.options.archs else None,
+        "device": [device.name, device.capability, device.memory >> 30]
+        if device and not record.options.archs
+        else None,
         "options": asdict(record.options),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -87,7 +87,9 @@ def test_rtx_engines_run_under_the_very_release_that_built_them(toy: Bundle) -> 
     ("level", "device", "fits"),
     [
         ("", CARD, True),
-        ("", replace(CARD, index=1, memory=1), True),
+        ("", replace(CARD, index=1, memory=15 << 30), True),
+        ("", replace(CARD, memory=8 << 30), False),  # as another board of Jetson Orin
+        ("same", replace(CARD, memory=8 << 30), True),
         ("", A5000, False),  # of the same capability, but tuned for another card
         ("", replace(CARD, capability=(8, 7)), False),
         ("same", A5000, True),
