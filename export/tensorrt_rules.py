@@ -236,7 +236,7 @@ def _int4(node: ir.Node, data: ir.Value) -> Iterator[str]:
     size = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
     if size not in INT4_BLOCKS:
         yield f"int4 in blocks of {size}, want one of {', '.join(map(str, INT4_BLOCKS))}"
-    elif shape[node.attributes["axis"].as_int()] % size:
+    elif shape[node.attributes["axis"].as_int() if "axis" in node.attributes else 1] % size:
         yield f"int4 weight {shape} has a block that is not full"
     if shape and shape[-1] % 2:
         yield f"int4 weight {shape} has an odd last size"

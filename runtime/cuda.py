@@ -36,17 +36,8 @@ _ADVICE = {  # by cudaError_t
     100: "No NVIDIA GPU is visible: check `nvidia-smi` and CUDA_VISIBLE_DEVICES.",
     101: "There is no GPU of that number: see `edgeclip doctor`.",
 }
-_BROKEN = {
-    700,
-    702,
-    710,
-    714,
-    715,
-    716,
-    717,
-    718,
-    719,
-}  # errors after which a process can do nothing on its GPU
+# errors after which a process can do nothing on its GPU
+_BROKEN = {700, 702, 710, 714, 715, 716, 717, 718, 719}
 _used_by = 0  # process that first called CUDA; 0: none yet
 
 log = logging.getLogger(__name__)
@@ -78,6 +69,15 @@ def present() -> bool:
 def devices() -> list[Device]:
     """The GPUs that this process may use, in CUDA's order; [] without package, driver or GPU. Never raises, makes no context."""
     return list(_devices()) if present() else []
+
+
+def find(number: int) -> Device:
+    """The GPU of that number. Raises EngineError where there is none, and says which there are."""
+    found = devices()
+    if number not in range(len(found)):
+        have = ", ".join(f"{device.index} ({device.name})" for device in found) or "none"
+        raise EngineError(f"GPU {number}: not found; there is {have}. See `edgeclip doctor`.")
+    return found[number]
 
 
 @cache
@@ -160,14 +160,26 @@ def _room(name: str, asked: int) -> str:
 
 @contextlib.contextmanager
 def on(device: int) -> Iterator[None]:
-    """Make a GPU this thread's current one; the one before is current again afterwards, as PyTorch beside us expects."""
+    """Make a GPU this thread's current one; the one before is current again afterwards, as PyTorch beside us expects.
+
+    One that nobody uses stays out of it: each thread begins at number 0, and to make that current again would take 300 MB of
+    it, or fail where another process holds it for itself.
+    """
     before = call("cudaGetDevice")
     call("cudaSetDevice", device, device=device)
     try:
         yield
     finally:
-        if before != device:
+        if before != device and _in_use(before):
             call("cudaSetDevice", before, device=before)
+
+
+def _in_use(device: int) -> bool:
+    """Whether this process has set a GPU up, which `cudaSetDevice` does since CUDA 12."""
+    from cuda.bindings import driver
+
+    error, _, active = driver.cuDevicePrimaryCtxGetState(device)
+    return bool(active) or int(error) != 0
 
 
 @cache
@@ -299,10 +311,8 @@ class Graph(Owned):
     """
 
     def __init__(self, stream: Stream, work: Callable[[], None]) -> None:
-        device, runtime = stream.device, _runtime()
-        mode = (
-            runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )  # other threads may go on allocating
+        device, modes = stream.device, _runtime().cudaStreamCaptureMode
+        mode = modes.cudaStreamCaptureModeThreadLocal  # other threads may go on allocating
         call("cudaStreamBeginCapture", stream.handle, mode, device=device)
         try:
             work()

@@ -15,7 +15,7 @@ from edgeclip.runtime.engines.seam import EngineOptions
 from edgeclip.runtime.engines.tensorrt_engine import TensorRt
 from edgeclip.runtime.tensorrt.caches import read_cache, write_cache
 from edgeclip.runtime.tensorrt.library import LIBRARIES, Library, load_library
-from edgeclip.runtime.tensorrt.messages import in_words, listening, logger_of
+from edgeclip.runtime.tensorrt.messages import in_words, listening, made
 from edgeclip.runtime.tensorrt.record import Record, place
 from edgeclip.runtime.tensorrt.store import Store, store_of
 
@@ -57,7 +57,7 @@ def open_built(name: str, bundle: Bundle, variant: Variant, options: EngineOptio
         CheckFailed: on this GPU the engine does not give what the bundle says.
     """
     graphs = _check(name, options)
-    library, device = load_library(name), _device(options.device)
+    library, device = load_library(name), cuda.find(options.device)
     store = store_of(bundle, options)
     if options.build and not store.find(library=library, device=device, variant=variant):
         _build(name, bundle, variant, options)
@@ -99,24 +99,24 @@ def open_plan(
         EngineError: TensorRT does not open it; says why.
     """
     what = f"{record.variant.id}: {library.name} {library.version}"
-    trt, logger = library.module, logger_of(library)
     with cuda.on(options.device), listening() as heard:
-        runtime = trt.Runtime(
-            logger
-        )  # its engine_host_code_allowed stays False: no code of a plan runs on the CPU
+        # its engine_host_code_allowed stays False: no code of a plan runs on the CPU
+        runtime = first = made(library, "Runtime", heard)
         if record.version != library.version:
-            runtime = _lean_runtime(runtime, f"{what}: built by {record.version}", options)
+            runtime = _lean_runtime(first, f"{what}: built by {record.version}", options)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(f"{what} cannot open it: {in_words(heard, 'Build it again.')}")
         if record.options.strip_weights:
-            refitter = trt.Refitter(engine, logger)
-            parser = trt.OnnxParserRefitter(refitter, logger)
+            refitter = made(library, "Refitter", heard, engine)
+            parser = made(library, "OnnxParserRefitter", heard, refitter)
             if not parser.refit_from_file(str(graph())) or not refitter.refit_cuda_engine():
                 raise EngineError(f"{what} cannot fill in its weights: {in_words(heard, 'Build it again.')}")
-        configure, cache = _configured(trt, engine, graphs, kernels)
-    own = graphs and not hasattr(trt, "CudaGraphStrategy")
-    opened = TensorRt(library, record.variant, options, engine, runtime, configure=configure, graphs=own)
+        configure, cache = _configured(library.module, engine, graphs, kernels)
+    own = graphs and configure is None
+    opened = TensorRt(
+        library, record.variant, options, engine, (runtime, first), configure=configure, graphs=own
+    )
     if cache is not None and keep is not None:
         opened.on_close = lambda: _keep(cache, kernels, keep)
     return opened
@@ -154,7 +154,10 @@ def _configured(trt: Any, engine: Any, graphs: bool, kernels: bytes | None) -> t
 
 def _keep(cache: Any, before: bytes | None, keep: Callable[[bytes], None]) -> None:
     """Kernels that were compiled this time are kept for the next; one that is not is compiled again, no more."""
-    data = bytes(memoryview(cache.serialize()))
+    if (given := cache.serialize()) is None:
+        log.info("compiled kernels are not kept: the library does not give them")
+        return
+    data = bytes(memoryview(given))
     if before is None or len(data) != len(before):
         try:
             keep(data)
@@ -168,8 +171,12 @@ def _prove(bundle: Bundle, record: Record, engine: TensorRt, store: Store, where
     from edgeclip.runtime.tensorrt.network import judge
     from edgeclip.runtime.tensorrt.prove import prove
 
-    with cuda.on(engine.device):
-        report = read_engine(load_library(record.library).module, engine.engine)
+    report = None
+    try:
+        with cuda.on(engine.device):
+            report = read_engine(load_library(record.library).module, engine.engine)
+    except EngineError as error:  # its network was judged when it was built; what it gives is judged below
+        log.warning("%s: is not inspected: %s", record.variant.id, error)
     for line in judge(record.variant, record.network, report):
         log.warning("%s: %s", record.variant.id, line)
     fidelity = prove(bundle, record.variant, engine, tf32=record.options.tf32)
@@ -189,14 +196,6 @@ def _check(name: str, options: EngineOptions) -> bool:
             f"{name}: no option {given!r}. It has {CUDA_GRAPH}, 0 or 1, and {LEAN_RUNTIME}, a path."
         )
     return value == "1"
-
-
-def _device(number: int) -> cuda.Device:
-    found = cuda.devices()
-    if number not in range(len(found)):
-        have = ", ".join(f"{device.index} ({device.name})" for device in found) or "none"
-        raise EngineError(f"GPU {number}: not found; there is {have}. See `edgeclip doctor`.")
-    return found[number]
 
 
 def _build(name: str, bundle: Bundle, variant: Variant, options: EngineOptions) -> None:

@@ -36,7 +36,7 @@ class TensorRt:
 
     Args:
         engine: deserialised, of the library's module.
-        runtime: that deserialised it; lives as long.
+        runtime: what deserialised it; lives as long.
         configure: settings of its contexts, where the library has such; None: none.
         graphs: record what is queued as CUDA graphs, where shapes repeat.
     Raises:
@@ -113,7 +113,10 @@ class TensorRt:
                 self.on_close()
             self._idle.clear()
             self._back.clear()
-            self.engine = self._runtime = self._configure = None
+            # what was made from the engine first: TensorRT does not count who still uses whom
+            self.on_close = self._configure = None
+            self.engine = None
+            self._runtime = None
             self._leave()
 
     def _lane(self, key: tuple[Any, ...], shape: Shape) -> Lane:

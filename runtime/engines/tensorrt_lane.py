@@ -54,7 +54,15 @@ class Lane:
                 if self._unified
                 else {name: cuda.Memory(device, pinned.size) for name, pinned in self.host.items()}
             )
-            _done(context.set_optimization_profile_async(shape.profile, self._stream.handle))
+            try:
+                context.set_optimization_profile_async(shape.profile, self._stream.handle)
+            except RuntimeError as error:  # instead of the False of all its other functions
+                raise EngineError(f"TensorRT does not take profile {shape.profile} ({error}).") from error
+            if not self._unified:
+                # Rows that only pad a call are computed too, and what lies in fresh memory is no token's id: a lookup by it
+                # would leave the table, and take the process's GPU with it.
+                for port in inputs:
+                    self._copy_in(port.name, self.host[port.name].size)
             self._stream.synchronize()
             for name, memory in self._memory.items():
                 _done(context.set_tensor_address(name, memory.address))
@@ -77,9 +85,7 @@ class Lane:
         with cuda.on(self._place.device):
             if not self._unified:
                 for port in self.inputs:
-                    self._stream.copy_in(
-                        self._memory[port.name].address, self.host[port.name].handle, _bytes(port, sizes)
-                    )
+                    self._copy_in(port.name, _bytes(port, sizes))
             self._stream.mark(self._filled)
             with self._place.lock:
                 self._place.stream.after(self._filled)
@@ -116,11 +122,15 @@ class Lane:
                 for memory in self._memory.values():
                     memory.free()
 
+    def _copy_in(self, name: str, size: int) -> None:
+        self._stream.copy_in(self._memory[name].address, self.host[name].handle, size)
+
     def _compute(self, run: Mapping[str, int]) -> None:
         scratch = self._place.scratch
         if self._moved != self._place.moved:
             self._context.set_device_memory(scratch.address, scratch.size)
-            self._moved, self._graph = self._place.moved, None
+            # its next run may set up for it what cannot be recorded
+            self._moved, self._graph, self._warm = self._place.moved, None, False
         if self._run != run:
             self._run = {}  # until all of it is set. A lane that records is never told a second one
             for port in self.inputs:

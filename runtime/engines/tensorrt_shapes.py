@@ -60,7 +60,9 @@ class Shapes:
             rows = rounded
         room = rows if self.fixed else rounded
         mosts = {name: span[2] for name, span in profile.items()}
-        return Shape(number, {**sizes, "N": rows}, {**mosts, "N": room})
+        # prompts of each row's own go with the rows, those that pad included; one set serves any number of them
+        own = {"B": rows} if sizes.get("B") == sizes["N"] > 1 else {}
+        return Shape(number, {**sizes, "N": rows, **own}, {**mosts, "N": room})
 
     def _refusal(self, sizes: Mapping[str, int]) -> str:
         asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
@@ -71,7 +73,7 @@ class Shapes:
         advice = (
             f"Take a batch of at most {self.max_batch}, or build it for more: edgeclip build --batch"
             if sizes["N"] > self.max_batch
-            else "Build it for these: edgeclip build --batch"
+            else "Ask for sizes within these, or use another engine"
         )
         return f"{self.what}: no profile for {asked}; it was built for {built}. {advice}"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import CheckFailed, EdgeClipError, EngineError
-from edgeclip.runtime.cuda import Device, devices
+from edgeclip.runtime.cuda import Device, devices, find
 from edgeclip.runtime.engines.seam import EngineOptions
 from edgeclip.runtime.tensorrt.builder import Built, build, check_options, parse_batch, profiles_for
 from edgeclip.runtime.tensorrt.caches import read_cache, write_cache
@@ -73,11 +73,8 @@ def _place(library: Library, settings: BuildSettings) -> tuple[Device | None, Bu
     archs = library.read_archs(settings.archs)
     if archs:
         return None, replace(settings, archs=archs)
-    if here := devices():
-        if settings.device not in range(len(here)):
-            have = ", ".join(f"{device.index} ({device.name})" for device in here)
-            raise EngineError(f"GPU {settings.device}: not found; there is {have}. See `edgeclip doctor`.")
-        return here[settings.device], settings
+    if devices():
+        return find(settings.device), settings
     if library.ahead_of_time:
         archs = AHEAD.get(settings.precision, AHEAD[""])
         log.warning(

@@ -14,7 +14,7 @@ from edgeclip.bundle import Variant
 from edgeclip.errors import EngineError
 from edgeclip.runtime import cuda
 from edgeclip.runtime.tensorrt.library import Library
-from edgeclip.runtime.tensorrt.messages import hushed, in_words, listening, logger_of
+from edgeclip.runtime.tensorrt.messages import hushed, in_words, listening, made
 from edgeclip.runtime.tensorrt.network import read_network, write_out_attention
 from edgeclip.runtime.tensorrt.profiles import check_profiles, parse_batch, profiles_for
 from edgeclip.runtime.tensorrt.progress import Progress, Tell, interruptible, monitor_of
@@ -112,12 +112,9 @@ def _build(
 ) -> Built:
     started, trt = time.monotonic(), library.module
     with listening() as errors:
-        try:
-            builder = trt.Builder(logger_of(library))
-        except TypeError as error:  # what pybind makes of a null pointer
-            raise EngineError(f"{library}: cannot start. {in_words([*errors, str(error)], '')}") from error
+        builder = made(library, "Builder", errors)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, logger_of(library))
+        parser = made(library, "OnnxParser", errors, network)
         if not parser.parse_from_file(str(graph)):
             raise _unreadable(library, graph, parser, errors)
         inputs = _inputs(graph, network, variant)

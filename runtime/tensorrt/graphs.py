@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle import Bundle, Variant, check_hashes
 from edgeclip.bundle.store import check_again
 from edgeclip.errors import EngineError, InputError
 from edgeclip.files import sha256_file
@@ -65,15 +65,19 @@ def graph_of(
         converter: makes it, where the store has none.
         tell: called with what is being done.
     Raises:
-        BundleError: a file that changed since the bundle was opened. As Converter.convert.
+        BundleError: a file that changed since the bundle was opened. CheckFailed: one that is not what the manifest says.
+            As Converter.convert.
     """
     variant, base = candidate.variant, candidate.base
+    if base is not None and (known := _known(candidate, store)) is not None:
+        yield known
+        return
+    source = base or variant
+    check_again(bundle, source)
+    check_hashes(bundle, source.files)  # what the record will say that the engine was built from
     if base is None:
-        check_again(bundle, variant)
         digests = {name: bundle.manifest.files[name].sha256 for name in variant.files}
         yield Graph(variant, bundle.path(variant.files[0]), digests)
-    elif (known := _known(candidate, store)) is not None:
-        yield known
     else:
         with tempfile.TemporaryDirectory(dir=store.folder, prefix=".graph.") as scratch:
             folder = Path(scratch)
@@ -122,7 +126,6 @@ def _known(candidate: Candidate, store: Store) -> Graph | None:
 
 def _copied(candidate: Candidate, bundle: Bundle, base: Variant, folder: Path) -> Made:
     """The bundle's files under another variant's name."""
-    check_again(bundle, base)
     names = tuple(Path(name).name for name in base.files)
     for name, short in zip(base.files, names, strict=True):
         shutil.copyfile(bundle.path(name), folder / short)

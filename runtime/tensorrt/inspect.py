@@ -48,7 +48,8 @@ def read_engine(module: Any, engine: Any) -> EngineReport:
     Raises:
         EngineError: what it says is no JSON, or lists no layers.
     """
-    inspector = engine.create_engine_inspector()
+    if (inspector := engine.create_engine_inspector()) is None:
+        raise EngineError("the engine's inspector: there is none. See `edgeclip doctor`.")
     # It takes no device memory: it is there to know the shapes.
     context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is not None:
@@ -76,7 +77,7 @@ def report_of(text: str, scratch: int) -> EngineReport:
         layers = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(
-            f"the engine's inspector: expected JSON with a list of Layers, got {text[:60]!r}. Build the engine again."
+            f"the engine's inspector: expected JSON with a list of Layers, got {str(text)[:60]!r}. Build the engine again."
         ) from error
     if not layers:
         raise EngineError("the engine's inspector: lists no layer. Build the engine again.")

@@ -152,9 +152,15 @@ def judge(variant: Variant, network: NetworkReport, engine: EngineReport | None)
 
 
 def remarks(variant: Variant, engine: EngineReport | None) -> tuple[str, ...]:
-    """What is worth knowing of an engine and no shortfall: plain products promise no fused attention, and a kernel may be named otherwise."""
+    """What is worth knowing of a built engine and no shortfall: plain products promise no fused attention, and a kernel may be named otherwise.
+
+    Args:
+        engine: None: its inspector told nothing.
+    """
+    if engine is None:
+        return ("engine: its inspector told nothing, only its network is known",)
     plain = variant.axes.attention == "decomposed" and variant.axes.precision != "fp32"
-    if engine is None or engine.opaque or engine.fused_attention or not plain:
+    if engine.opaque or engine.fused_attention or not plain:
         return ()
     return ("engine attention: no kernel of it is known as a fused one",)
 

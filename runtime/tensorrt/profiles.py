@@ -12,11 +12,8 @@ from edgeclip.runtime.tensorrt.record import Profile
 Range = tuple[int, int, int]  # (least, best, most)
 
 TEXT_BEST = 16  # tokens: a prompt such as "a photo of a cat" has 7 to 16 with its marks
-PROMPTS: Range = (
-    1,
-    64,
-    1024,
-)  # COCO has 80 names, ImageNet 1,000; the head is a thousandth of a tower's work
+# COCO has 80 names, ImageNet 1,000; the head is a thousandth of a tower's work. A proof asks for as many as a row has columns.
+PROMPTS: Range = (1, 64, 1024)
 
 
 def parse_batch(text: str) -> Range:
@@ -88,7 +85,7 @@ def _range(name: str, variant: Variant, manifest: Manifest, batch: Range) -> Ran
         most = manifest.text.context_length
         return 1, min(TEXT_BEST, most), most
     if name == "P":
-        return PROMPTS
+        return *PROMPTS[:2], max(PROMPTS[2], manifest.embedding_dim)
     if name == "B":  # one set of prompts for all pictures, or one each
         return 1, 1, batch[2]
     raise EngineError(f"{variant.id}: nothing is known of its size {name!r}. Export the bundle again.")

@@ -78,8 +78,9 @@ def test_rows_equal_the_reference_at_every_batch(library: str, tmp_path: Path) -
     engine.close()
 
 
-def test_texts_of_every_length(library: str, tmp_path: Path) -> None:
-    bundle = built(make_bundle(tmp_path / "toy"), library)
+@pytest.mark.parametrize("batches", ["1:4:8", "4:4:8"])  # the second one pads each call
+def test_texts_of_every_length(library: str, tmp_path: Path, batches: str) -> None:
+    bundle = built(make_bundle(tmp_path / "toy"), library, batches=(batches,))
     with edgeclip.load(bundle, engine=library) as model:
         for texts in (["cat"], ["a photo of a dog"], ["a cat a cat a cat a cat", "dog"]):
             want = text_reference(model.encode_texts(texts).input_ids)

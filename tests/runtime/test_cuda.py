@@ -176,7 +176,14 @@ def test_a_lost_gpu(gpu: StandIn) -> None:
             stream.synchronize()
 
 
+def test_a_gpu_that_nobody_uses_is_not_set_up(gpu: StandIn) -> None:
+    for _ in range(2):
+        cuda.Stream(1)
+    assert gpu.in_use == {1}
+
+
 def test_each_thread_has_its_gpu_and_gets_its_own_back(gpu: StandIn) -> None:
+    cuda.call("cudaSetDevice", 0)
     cuda.call("cudaSetDevice", 1)
     seen = []
 
@@ -299,5 +306,7 @@ def test_every_function_is_in_the_real_bindings_with_so_many_arguments() -> None
             hasattr(getattr(real, kind), name)
             for kind in ("cudaMemcpyKind", "cudaDeviceAttr", "cudaStreamCaptureMode")
         ), name
+    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
+    assert driver.cuDevicePrimaryCtxGetState.__doc__.startswith("cuDevicePrimaryCtxGetState(dev)")
     codes = {int(code) for code in real.cudaError_t}
     assert {cuda.OUT_OF_MEMORY, *cuda._ADVICE, *cuda._BROKEN} <= codes

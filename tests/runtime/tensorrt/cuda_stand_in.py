@@ -89,6 +89,7 @@ class StandIn:
         self.lock = threading.RLock()
         self._handles = iter(range(1, 1 << 30))
         self._current = threading.local()
+        self.in_use: set[int] = set()  # GPUs that were set up, each at some cost
         self.hasty: bool | None = None  # whether other work is done first; None: in turn
         self._turn = False
 
@@ -140,6 +141,12 @@ class StandIn:
         if device not in range(self.gpus):
             raise Failed(Error.INVALID_DEVICE)
         self._current.device = device
+        self.in_use.add(device)
+
+    @property
+    def driver(self) -> Any:
+        """`cuda.bindings.driver`."""
+        return SimpleNamespace(cuDevicePrimaryCtxGetState=lambda device: (0, 0, int(device in self.in_use)))
 
     # --- memory
 

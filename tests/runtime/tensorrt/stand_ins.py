@@ -30,7 +30,7 @@ def install(patch: pytest.MonkeyPatch, **facts: Any) -> StandIn:
     """A machine with stand-in GPUs (see StandIn), CUDA and both TensorRTs."""
     stand_in = StandIn(**facts)
     package, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
-    bindings.runtime = stand_in  # type: ignore[attr-defined]
+    bindings.runtime, bindings.driver = stand_in, stand_in.driver  # type: ignore[attr-defined]
     for name, found in (
         ("cuda", package), ("cuda.bindings", bindings), ("tensorrt", module(stand_in)), ("tensorrt_rtx", module(stand_in, rtx=True)),
     ):  # fmt: skip

@@ -197,8 +197,11 @@ class Context:
         self._busy = threading.Lock()
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        """Raises where it fails, as the bindings do for this function alone."""
+        if profile not in range(self.engine.num_optimization_profiles):
+            raise RuntimeError("Error in set optimization profile async.")
         self.profile, self.shapes, self.warm = profile, {}, False
-        return profile in range(self.engine.num_optimization_profiles)
+        return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -206,7 +209,7 @@ class Context:
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self.engine.device_memory_size_v2
-        self.scratch = (address, size)
+        self.scratch, self.warm = (address, size), False
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ from edgeclip.runtime.tensorrt.store import Store, store_of
 from tests.runtime.tensorrt.attending import make_attending
 from tests.runtime.tensorrt.kept import files
 from tests.runtime.tensorrt.stand_ins import forget, install
-from tests.runtime.tensorrt.tensorrt_stand_in import plan_of
+from tests.runtime.tensorrt.tensorrt_stand_in import Engine, plan_of
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
 RTX = "tensorrt-rtx"
@@ -261,14 +262,25 @@ def test_too_little_memory(store: Store, toy: Bundle, monkeypatch: pytest.Monkey
 
 
 def test_a_file_that_changed_since_the_bundle_was_opened(store: Store, toy: Bundle, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(toy.root, tmp_path / "copy")
     copy = open_bundle(tmp_path / "copy")
     graph = copy.path(copy.manifest.variants[0].files[0])
     graph.write_bytes(graph.read_bytes() + b"\0")
     with pytest.raises(Exception, match=r"bytes, the manifest says"):
         build_engines(copy, RTX, FP32)
+
+
+def test_a_graph_that_is_not_what_the_manifest_says(store: Store, toy: Bundle, tmp_path: Path) -> None:
+    """Its size says nothing, and without a GPU there is no proof that would see it."""
+    shutil.copytree(toy.root, tmp_path / "copy")
+    copy = open_bundle(tmp_path / "copy")
+    graph = copy.path(copy.manifest.variants[0].files[0])
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1  # in the middle of its weights
+    graph.write_bytes(data)
+    with pytest.raises(CheckFailed, match=r"image-fp32\.onnx: SHA-256 is"):
+        build_engines(copy, RTX, FP32)
+    assert store_of(copy, EngineOptions()).records() == []
 
 
 @pytest.fixture
@@ -346,3 +358,13 @@ def test_on_a_gpu_what_the_inspector_finds_is_refused_or_reported(
     assert record.notes == ("engine attention: none fused",)
     assert store.records() == [record]
     assert caplog.text.count("none fused") == 1
+
+
+def test_on_a_gpu_an_inspector_that_tells_nothing_is_noted(
+    gpu: Any, store: Store, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "create_engine_inspector", lambda self: None)
+    (record,) = build_engines(toy, "tensorrt", BuildSettings(precision="fp32", towers=("text",)))
+    assert record.fidelity is not None
+    assert record.notes == ("engine: its inspector told nothing, only its network is known",)
+    assert store.records() == [record]

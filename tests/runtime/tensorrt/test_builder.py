@@ -314,7 +314,7 @@ def test_tensorrt_without_a_gpu_says_so() -> None:
     fake.module.Builder = null
     with pytest.raises(
         EngineError,
-        match=r"tensorrt 10\.16\.1\.11: cannot start\. .* This needs an NVIDIA GPU and its driver\.",
+        match=r"tensorrt 10\.16\.1\.11: its Builder cannot start\. .* This needs an NVIDIA GPU and its driver\.",
     ):
         build(fake, Path(__file__), PIXELS, BuildOptions((N,)))
     check_options(fake, PIXELS, BuildOptions((N,)))

@@ -67,6 +67,34 @@ def test_texts_of_every_length_share_one_context(gpu: StandIn, toy: Bundle) -> N
     engine.close()
 
 
+def padded(toy: Bundle) -> Any:
+    """An engine of four rows at least, and a call of three that it has begun."""
+    build(toy, text(toy), ({"N": (4, 4, 8), "L": (1, 5, 12)},))
+    engine = open_variant("tensorrt", toy, text(toy), EngineOptions())
+    slot = engine.slot(3, {"L": 5})
+    slot.inputs["input_ids"][:] = np.random.default_rng(1).integers(1, 64, (3, 5))
+    engine.submit(slot)
+    return engine, slot
+
+
+def test_rows_that_only_pad_hold_ids_of_the_table(gpu: StandIn, toy: Bundle) -> None:
+    """They are looked up as well: by a number that no token has, beyond the table, and the GPU is lost to the process."""
+    engine, slot = padded(toy)
+    engine.wait(slot)
+    np.testing.assert_allclose(slot.outputs["embeddings"], text_reference(slot.inputs["input_ids"]), **EXACT)
+    engine.close()
+
+
+def test_fresh_memory_holds_other_ids(
+    broken_gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = "self._copy_in(port.name, self.host[port.name].size)"
+    monkeypatch.setattr(Lane, "__init__", broken(Lane.__init__, fill, "pass"))
+    engine, slot = padded(toy)
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        engine.wait(slot)
+
+
 def test_a_whole_model_on_it(gpu: StandIn, toy: Bundle) -> None:
     build(toy, image(toy), ({"N": (1, 4, 4)},))
     build(toy, text(toy), TEXT)

@@ -47,7 +47,7 @@ def test_one_scratch_buffer_serves_all_and_grows(gpu: StandIn, toy: Bundle) -> N
         slot.inputs["pixels"][:] = pixels(8, seed)
         run(first, slot)
         check(slot)
-    assert gpu.calls["cudaStreamBeginCapture"] == 2
+    assert (gpu.calls["cudaStreamBeginCapture"], gpu.calls["cudaGraphLaunch"]) == (2, 2)
     first.close()
     first = opened(toy)
     assert place.scratch.size == 90_000, "a smaller need changes nothing"
@@ -150,6 +150,7 @@ def test_unified_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch, toy: Bund
 
 def test_another_gpu_than_the_first(monkeypatch: pytest.MonkeyPatch, toy: Bundle) -> None:
     stand_in = install(monkeypatch, gpus=2)
+    cuda.call("cudaSetDevice", 0)  # as PyTorch beside us does
     build(toy, image(toy), IMAGE)
     with pytest.raises(
         EngineError, match=r"no engine of image-fp32 for tensorrt 10\.3.* on NVIDIA Stand-in 1"
@@ -199,13 +200,25 @@ def test_profile_and_rows(profiles: list[Profile], sizes: dict[str, int], profil
     assert shape.room["N"] <= profiles[profile]["N"][2]
 
 
-@pytest.mark.parametrize("batch", [0, 33, 1000])
-def test_a_batch_beyond_the_engine(gpu: StandIn, toy: Bundle, batch: int) -> None:
+def test_prompts_of_each_row_are_padded_with_it() -> None:
+    shapes = Shapes("x", [{"N": (4, 4, 8), "B": (1, 1, 8), "P": (1, 4, 16)}])
+    for sets, padded in ((1, 1), (3, 4)):
+        assert shapes.choose({"N": 3, "B": sets, "P": 9}).run == {"N": 4, "B": padded, "P": 9}
+    with pytest.raises(
+        EngineError, match=r"x: no profile for N=3, B=1, P=17; .*P 1-16\. Ask for sizes within"
+    ):
+        shapes.choose({"N": 3, "B": 1, "P": 17})
+
+
+@pytest.mark.parametrize(
+    ("batch", "advice"), [(0, "Ask for sizes"), (33, "build it for more"), (1000, "--batch")]
+)
+def test_a_batch_beyond_the_engine(gpu: StandIn, toy: Bundle, batch: int, advice: str) -> None:
     build(toy, image(toy), IMAGE)
     engine = opened(toy)
     with pytest.raises(
         EngineError,
-        match=rf"image-fp32: no profile for N={batch}; it was built for N 1-32\. .*edgeclip build",
+        match=rf"image-fp32: no profile for N={batch}; it was built for N 1-32\. .*{advice}",
     ):
         engine.slot(batch)
     engine.close()

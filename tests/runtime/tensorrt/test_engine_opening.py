@@ -30,6 +30,7 @@ from edgeclip.runtime.tensorrt.store import store_of
 from tests.runtime.tensorrt.cuda_stand_in import StandIn
 from tests.runtime.tensorrt.running import check, filled, image, opened, text
 from tests.runtime.tensorrt.stand_ins import IMAGE, TEXT, build, forget, install
+from tests.runtime.tensorrt.tensorrt_stand_in import Engine, RuntimeCache
 from tests.runtime.toy import make_bundle, picture
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -124,6 +125,23 @@ class TestProof:
         (second,) = store_of(nano, EngineOptions()).records()
         assert proofs == [variant.id] * 2
         assert second.proved_on == first.proved_on.replace(first.device.name, "Another GPU")  # type: ignore[union-attr]
+
+    def test_an_inspector_that_tells_nothing_is_told_of(
+        self,
+        gpu: StandIn,
+        proofs: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """What the engine gives is measured all the same."""
+        nano = edgeclip.open_bundle("nano")
+        variant = nano.manifest.variants_of("image")[0]
+        build(nano, variant, IMAGE, proven=False)
+        monkeypatch.setattr(Engine, "create_engine_inspector", lambda self: None)
+        open_variant("tensorrt", nano, variant, EngineOptions()).close()
+        (record,) = store_of(nano, EngineOptions()).records()
+        assert (record.engine, record.fidelity is not None, proofs) == (None, True, [variant.id])
+        assert f"{variant.id}: is not inspected: the engine's inspector: there is none" in caplog.text
 
     def test_an_engine_that_gives_something_else_is_refused(
         self, gpu: StandIn, proofs: list[str], tmp_path: Path
@@ -221,6 +239,39 @@ def test_a_plan_that_does_not_open(gpu: StandIn, toy: Bundle) -> None:
         r"image-fp32: tensorrt 10\.3\.0\.30 cannot open it: magic tag does not match\. Build it again\.",
         str(error.value),
     )
+
+
+@pytest.mark.parametrize("kind", ["Runtime", "Refitter", "OnnxParserRefitter"])
+def test_a_library_that_makes_nothing(
+    gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As without a driver that it knows: C++ gives a null pointer, pybind makes a TypeError of it."""
+
+    def null(*_: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    build(toy, image(toy), IMAGE, changes={"strip_weights": True}, stripped=True)
+    monkeypatch.setattr(load_library("tensorrt").module, kind, null)
+    with pytest.raises(EngineError, match=rf"^tensorrt 10\.3\.0\.30: its {kind} cannot start\. .*driver\.$"):
+        opened(toy)
+
+
+def test_a_profile_that_is_not_taken(gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(toy, image(toy), IMAGE)
+    engine = opened(toy)
+    engine.engine.num_optimization_profiles = 0
+    with pytest.raises(EngineError, match=r"^image-fp32: TensorRT does not take profile 0 \(Error in set"):
+        engine.slot(1)
+    engine.close()
+
+
+def test_kernels_that_the_library_does_not_give_are_not_kept(
+    gpu: StandIn, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(toy, image(toy), IMAGE, "tensorrt-rtx")
+    monkeypatch.setattr(RuntimeCache, "serialize", lambda self: None)
+    opened(toy, "tensorrt-rtx").close()
+    assert not (store_of(toy, EngineOptions()).folder / "runtime").exists()
 
 
 def test_a_plan_that_was_changed_is_never_deserialised(gpu: StandIn, toy: Bundle) -> None:

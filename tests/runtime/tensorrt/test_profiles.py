@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import edgeclip
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Bundle, Port
 from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime.tensorrt.profiles import check_profiles, parse_batch, profiles_for
 
@@ -42,6 +42,15 @@ def test_towers_of_a_bundle() -> None:
     )
     for variant in manifest.variants:
         check_profiles(variant, profiles_for(variant, manifest, [(1, 8, 32)]))
+
+
+def test_a_head_takes_the_prompts_that_prove_it(toy: Bundle) -> None:
+    """As many as an embedding has columns, which are 1,152 in SigLIP SO400M."""
+    image = toy.manifest.variants_of("image")[0]
+    head = replace(image, inputs=(*image.inputs, Port("prompt_embeddings", "float32", ("B", "P", 1152))))
+    for dim, most in ((8, 1024), (1152, 1152)):
+        (profile,) = profiles_for(head, replace(toy.manifest, embedding_dim=dim), [(1, 8, 32)])
+        assert profile == {"N": (1, 8, 32), "B": (1, 1, 32), "P": (1, 64, most)}
 
 
 def test_fixed_and_unknown_sizes(toy: Bundle) -> None:
