@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from edgeclip.runtime.tensorrt.store import Store
 log = logging.getLogger(__name__)
 
 FOLDER = "graphs"  # of the store
+DRAFT = ".graph."  # how a folder of drafts begins
+DAY = 86_400  # seconds
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def graph_of(
         digests = {name: bundle.manifest.files[name].sha256 for name in variant.files}
         yield Graph(variant, bundle.path(variant.files[0]), digests)
     else:
-        with tempfile.TemporaryDirectory(dir=store.folder, prefix=".graph.") as scratch:
+        _drop_drafts(store.folder)
+        with tempfile.TemporaryDirectory(dir=store.folder, prefix=DRAFT) as scratch:
             folder = Path(scratch)
             with _room(store.folder):
                 if candidate.facts:
@@ -99,6 +103,14 @@ def same_graph(record: Record, candidate: Candidate) -> bool:
     return (record.variant.id, record.made_from, dict(record.provenance)) == (
         candidate.variant.id, base, dict(candidate.facts),
     )  # fmt: skip
+
+
+def _drop_drafts(folder: Path) -> None:
+    """Remove what builders that were killed left, hundreds of megabytes each. None that lives works on one for a day."""
+    for path in folder.glob(f"{DRAFT}*"):
+        with suppress(OSError):  # another builder was faster, or it is not ours to remove
+            if time.time() - path.lstat().st_mtime > DAY:
+                shutil.rmtree(path)
 
 
 @contextmanager

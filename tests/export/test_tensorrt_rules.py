@@ -94,6 +94,12 @@ def test_int4(size: int, shape: tuple[int, int], reason: str) -> None:
     assert problems(model, "10.3")[0] == "graph: opset 21, TensorRT 10.3 documents up to 20"
 
 
+def test_int4_blocks_lie_along_the_second_axis_unless_it_is_named() -> None:
+    text = "(float[N,4] x) => (float[N,128] y) { d = DequantizeLinear<block_size=64>(q, s) y = MatMul(x, d) }"
+    model = graph(text, 21, q=int4(4, 128), s=np.ones((4, 2), np.float32))
+    assert problems(model, "11.4") == []
+
+
 def test_attention_and_opset_are_a_matter_of_the_version() -> None:
     towers = {name: ir.from_proto(proto) for name, proto in traced("openai", "image")[1].items()}
     for version in VERSIONS:

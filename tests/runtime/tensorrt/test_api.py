@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +207,17 @@ def test_a_full_disk_while_a_graph_is_made(
     ):
         build_engines(stored_in_fp16(toy), RTX, FP32)
     assert files(store) == []
+
+
+def test_drafts_of_builders_that_were_killed_are_gone_after_a_day(store: Store, toy: Bundle) -> None:
+    store.prepare()
+    for name, days in (("old", 1.1), ("new", 0.9)):
+        draft = store.folder / f"{graphs.DRAFT}{name}"
+        draft.mkdir()
+        (draft / "weights.bin").write_bytes(b"half")
+        os.utime(draft, (time.time() - days * graphs.DAY,) * 2)
+    build_engines(stored_in_fp16(toy), RTX, replace(FP32, towers=("text",)))
+    assert [path.name for path in store.folder.glob(f"{graphs.DRAFT}*")] == [".graph.new"]
 
 
 def test_without_a_gpu(
