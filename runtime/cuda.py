@@ -175,10 +175,13 @@ def on(device: int) -> Iterator[None]:
 
 
 def _in_use(device: int) -> bool:
-    """Whether this process has set a GPU up, which `cudaSetDevice` does since CUDA 12."""
+    """Whether this process has set a GPU up, which `cudaSetDevice` does since CUDA 12; also where the driver does not tell."""
     from cuda.bindings import driver
 
-    error, _, active = driver.cuDevicePrimaryCtxGetState(device)
+    try:
+        error, _, active = driver.cuDevicePrimaryCtxGetState(device)
+    except RuntimeError:  # the bindings do not find the driver, which CUDA's runtime did
+        return True
     return bool(active) or int(error) != 0
 
 

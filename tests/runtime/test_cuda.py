@@ -182,6 +182,22 @@ def test_a_gpu_that_nobody_uses_is_not_set_up(gpu: StandIn) -> None:
     assert gpu.in_use == {1}
 
 
+@pytest.mark.parametrize("answer", [(3, 0, 0), RuntimeError("libcuda.so.1")])
+def test_a_driver_that_does_not_tell(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, int, int] | Exception
+) -> None:
+    """Then the GPU that was current is again, whatever that takes."""
+
+    def state(device: int) -> tuple[int, int, int]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sys.modules["cuda.bindings"].driver, "cuDevicePrimaryCtxGetState", state)
+    cuda.Stream(1)
+    assert (cuda.call("cudaGetDevice"), gpu.in_use) == (0, {0, 1})
+
+
 def test_each_thread_has_its_gpu_and_gets_its_own_back(gpu: StandIn) -> None:
     cuda.call("cudaSetDevice", 0)
     cuda.call("cudaSetDevice", 1)
