@@ -148,7 +148,7 @@ def test_without_onnx_it_says_where_to_convert(nano: Bundle, monkeypatch: pytest
     monkeypatch.setattr(prepare, "NEEDS", ("onnx_that_is_not_there",))
     with pytest.raises(
         MissingExtraError,
-        match=r"no fp16 graph.*at the workstation.*edgeclip compress BUNDLE -o OUT --precision fp16 --unproven",
+        match=r"no graph that computes in fp16.*at the workstation.*edgeclip compress BUNDLE -o OUT --precision fp16 --unproven",
     ):
         Converter().plan(text_of(nano), "fp16")
 
