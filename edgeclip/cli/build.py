@@ -108,7 +108,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 @click.option(
     "--strip-weights",
     is_flag=True,
-    help="Leave the weights out of the plan; they are put in from the graph when it is opened.",
+    help="Leave the weights out of the plan; they are put in from the graph when it is opened. tensorrt-rtx needs a GPU for it.",
 )
 @click.option(
     "--on-shortfall", type=click.Choice(["fail", "report"]), default="fail", show_default=True,

@@ -146,5 +146,7 @@ def _built() -> Finding:
     size = sum(record.size for record in kept) / 1e6
     detail = f"{len(kept)} built, for {len({record.bundle for record in kept})} bundle(s), {size:.0f} MB"
     if damaged:
-        return Finding("engines", False, f"{detail}; {damaged} cannot be used", "edgeclip build BUNDLE --list")
+        return Finding(
+            "engines", False, f"{detail}; {damaged} cannot be used", "edgeclip build BUNDLE --list"
+        )
     return Finding("engines", True, detail if kept else "none was built")
