@@ -164,10 +164,12 @@ def _labels(
 def _print(found: Repository) -> None:
     from rich.table import Table
 
-    table = Table("model", "platform", "batch", "in", "out")
+    table = Table("model", "run by", "batch", "in", "out")
+    table.columns[0].no_wrap = True  # requests name it
     for row in found.to_dict()["models"]:
-        inputs, outputs = (", ".join(row[side]) for side in ("inputs", "outputs"))
-        table.add_row(row["name"], row["platform"], str(row["max_batch_size"] or "-"), inputs, outputs)
+        inputs, outputs = ("\n".join(row[side]) for side in ("inputs", "outputs"))
+        platform = row["platform"].partition("_")[0]
+        table.add_row(row["name"], platform, str(row["max_batch_size"] or "-"), inputs, outputs)
     console().print(table)
     for note in found.notes:
         say(note)
