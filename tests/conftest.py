@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -40,3 +41,12 @@ def pytest_collection_modifyitems(
             config.hook.pytest_deselected(items=[item for item in items if item not in kept])
             items[:] = kept
     return (yield)
+
+
+@pytest.fixture
+def forks() -> Iterator[None]:
+    """For a test that forks: its children collect nothing of this process's. Freeing a session of onnxruntime waits for its threads,
+    which a child does not have."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

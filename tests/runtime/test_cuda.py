@@ -251,6 +251,7 @@ def test_what_cannot_be_recorded_leaves_the_stream_as_it_was(gpu: StandIn) -> No
         stream.synchronize()
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_forked_child_is_told(gpu: StandIn, caplog: pytest.LogCaptureFixture) -> None:
     memory = cuda.Memory(0, 8)
     reading, writing = os.pipe()

@@ -54,6 +54,7 @@ def _make(barrier: Any, results: Any) -> None:
     results.put(machine_key(create=True))
 
 
+@pytest.mark.usefixtures("forks")
 def test_processes_at_once_get_the_same_key(cache: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(6), context.Queue()

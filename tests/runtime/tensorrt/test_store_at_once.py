@@ -20,6 +20,8 @@ from tests.runtime.tensorrt.kept import CARD, PLAN, RTX, files, record_of
 FORK = multiprocessing.get_context("fork")
 WRITERS, ROUNDS = 4, 6
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 
 def _write(store: Store, record: Record, writer: int, barrier: Any) -> None:
     barrier.wait()
