@@ -247,13 +247,9 @@ def _resident_mb() -> float | None:
 def _write(output: Path, model: str, found: dict[str, Any]) -> None:
     """Replace one model's figures in the file, and write the page again from all of them."""
     from benchmarks.contestants import MODELS
+    from benchmarks.machine import keep_figures
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    file = output.with_suffix(".json")
-    known = json.loads(file.read_text()) if file.exists() else {}
-    known[model] = found
-    known = {name: known[name] for name in MODELS if name in known}
-    file.write_text(json.dumps(known, indent=1) + "\n")
+    known = keep_figures(output.with_suffix(".json"), model, found, MODELS)
     lines = [
         "# Image towers made small and fast", "",
         "ViTs with random weights at the real shape, one picture a call. Every contestant in a process of its own, taking turns in one "

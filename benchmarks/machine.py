@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("edgeclip", "onnxruntime", "pillow", "numpy", "torch", "torchvision", "transformers", "openvino")
 
@@ -33,3 +36,13 @@ def describe() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def keep_figures(file: Path, name: str, found: Any, order: Iterable[str]) -> dict[str, Any]:
+    """Replace one model's figures in a file of several. Returns all of them, in this order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known[name] = found
+    known = {each: known[each] for each in order if each in known}
+    file.write_text(json.dumps(known, indent=1) + "\n")
+    return known

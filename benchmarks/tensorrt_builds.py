@@ -159,12 +159,9 @@ def _version() -> str:
 
 def _write(output: Path, model: str, found: dict[str, Any]) -> None:
     """Replace one model's figures in the file, and write the page again from all of them."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    file = output.with_suffix(".json")
-    known = json.loads(file.read_text()) if file.exists() else {}
-    known[model] = found
-    known = {name: known[name] for name in MODELS if name in known}
-    file.write_text(json.dumps(known, indent=1) + "\n")
+    from benchmarks.machine import keep_figures
+
+    known = keep_figures(output.with_suffix(".json"), model, found, MODELS)
     lines = [
         "# Engines built by TensorRT-RTX without a GPU", "",
         "Whole models with random weights at the real shape. Built, not run: there was no GPU. Products are the matrix products and "

@@ -114,7 +114,10 @@ class Heads:
         self, names: tuple[str, ...], vectors: Vectors, thresholds: tuple[float, ...] | None
     ) -> Plan:
         tower, count = self._towers["prompts"], len(names)
-        most = tower.variants[0].inputs[1].shape[1]
+        opened = (
+            tower.variant or tower.variants[0]
+        )  # the list looks for engines on disk, so only before the first call
+        most = opened.inputs[1].shape[1]
         if isinstance(most, int) and count > most:
             raise InputError(
                 f"labels: expected at most {most}, got {count}: this bundle was baked with --open {most}. "

@@ -108,10 +108,12 @@ class Model:
         limits: DecodeLimits | None = None,
         unload_after: float | None = None,
     ) -> None:
-        known = [variant.id for variant in bundle.manifest.variants]
-        known += [v.id for name in engine_order(engine) for v in local_variants(name, bundle, options)]
-        if unknown := [name for name in variants if name not in known]:
-            raise EngineError(f"{bundle.root}: no variant {unknown[0]!r}; it has {', '.join(known)}.")
+        order = engine_order(engine)  # refuses an unknown name
+        if variants:
+            known = [variant.id for variant in bundle.manifest.variants]
+            known += [v.id for name in order for v in local_variants(name, bundle, options)]
+            if unknown := [name for name in variants if name not in known]:
+                raise EngineError(f"{bundle.root}: no variant {unknown[0]!r}; it has {', '.join(known)}.")
         self.bundle, self.manifest = bundle, bundle.manifest
         self._threads = options.threads or usable_cores()
         self._decode = decode

@@ -15,7 +15,7 @@ from PIL import Image
 from edgeclip.bundle import Bundle, seal
 from edgeclip.errors import BundleError, EngineError, InputError
 from edgeclip.export.bake import bake
-from edgeclip.runtime import heads
+from edgeclip.runtime import heads, towers
 from edgeclip.runtime.labels import LabelPack
 from edgeclip.runtime.model import load
 from edgeclip.runtime.results import Classification
@@ -213,3 +213,13 @@ def test_planted_faults_change_answers(
     monkeypatch.setattr(heads.Heads, name, broken(getattr(heads.Heads, name), old, new))
     with load(make(only_heads=True, places=6), threads=1) as model, pytest.raises(AssertionError):
         assert_same(model.classify(PICTURES, LABELS), wanted(plain))
+
+
+@SOFTMAX
+def test_no_call_but_the_first_looks_for_engines(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(make(only_heads=True), threads=1) as model:
+        first = model.classify(PICTURES[0], ["cat", "dog"])
+        model.classify(PICTURES[0])
+        monkeypatch.setattr(towers, "local_variants", lambda *_: pytest.fail("looked on the disk"))
+        assert model.classify(PICTURES[0], ["cat", "dog"]).scores == first.scores
+        assert model.classify(PICTURES[0]).labels
