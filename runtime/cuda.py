@@ -74,8 +74,13 @@ def devices() -> list[Device]:
 def find(number: int) -> Device:
     """The GPU of that number. Raises EngineError where there is none, and says which there are."""
     found = devices()
+    if not found:
+        raise EngineError(
+            "no NVIDIA GPU that CUDA can use: it takes a GPU, its driver and cuda-bindings. See `edgeclip doctor` for what is "
+            "missing, or run on onnxruntime-cpu."
+        )
     if number not in range(len(found)):
-        have = ", ".join(f"{device.index} ({device.name})" for device in found) or "none"
+        have = ", ".join(f"{device.index} ({device.name})" for device in found)
         raise EngineError(f"GPU {number}: not found; there is {have}. See `edgeclip doctor`.")
     return found[number]
 
