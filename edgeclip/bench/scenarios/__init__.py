@@ -1,0 +1,1 @@
+"""How queries arrive. A scenario is one file with `run`, and one line in `RUNS`."""
