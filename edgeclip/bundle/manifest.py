@@ -14,7 +14,7 @@ from edgeclip.bundle.typed import from_json_value, short
 from edgeclip.errors import BundleError
 
 FORMAT = "edgeclip.bundle"
-FORMAT_VERSION = (1, 1)  # (major, minor): another major is refused, a newer minor is read
+FORMAT_VERSION = (1, 2)  # (major, minor): another major is refused, a newer minor is read
 
 _DIGEST = ',\n "digest": '  # what stands between the digested bytes and the digest
 
@@ -174,6 +174,7 @@ class Manifest:
     files: dict[str, FileEntry]
     golden: str = ""  # safetensors file of inputs and outputs that `verify` replays; "" = none
     codecs: str = ""  # safetensors file: how to shorten and quantise embeddings; "" = none fitted
+    reports: tuple[str, ...] = ()  # latency reports, JSON files as docs/bench.schema.json has them
     templates: tuple[str, ...] = ("{}",)  # default prompt templates for classification
     source: str = ""  # the spec that was exported
     source_digest: str = ""  # SHA-256 over the source's weights

@@ -177,7 +177,7 @@ def _check_references(manifest: Manifest, where: str) -> None:
     wanted = [name for variant in manifest.variants for name in variant.files]
     wanted += [variant.labels for variant in manifest.variants if variant.labels]
     wanted += [name for name in (manifest.golden, manifest.codecs) if name]
-    wanted += [manifest.text.tokenizer] if manifest.text else []
+    wanted += [*manifest.reports, *([manifest.text.tokenizer] if manifest.text else [])]
     for name in wanted:
         if name not in manifest.files:
             raise BundleError(f"{where}: refers to {name!r}, which `files` does not list.")
