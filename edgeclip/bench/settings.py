@@ -8,11 +8,12 @@ from typing import Literal
 from edgeclip.errors import InputError
 
 ScenarioName = Literal["single-stream", "multi-stream", "offline", "server"]
-Part = Literal["stages", "batches", "threads", "variants", "cold", "roofline"]
+Part = Literal["stages", "batches", "roofline", "threads", "variants", "memory", "cold"]
 Preset = Literal["quick", "standard", "full"]
 
 SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline", "server")
-PARTS: tuple[Part, ...] = ("stages", "batches", "threads", "variants", "cold", "roofline")
+# in the order in which they are measured: what the machine's state moves most comes first
+PARTS: tuple[Part, ...] = ("stages", "batches", "roofline", "threads", "variants", "memory", "cold")
 
 
 @dataclass(frozen=True)

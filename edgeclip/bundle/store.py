@@ -38,6 +38,11 @@ class Bundle:
         return self.root / name
 
     @property
+    def spec(self) -> str:
+        """What `open_bundle` opens it by in another process."""
+        return self.root.name if self.root.parent == EMBEDDED.resolve() else str(self.root)
+
+    @property
     def cache(self) -> Path:
         """The folder for what this machine adds (engines, local reports). Not created here."""
         return cache_folder() / self.digest
