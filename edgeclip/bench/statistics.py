@@ -44,10 +44,18 @@ def spread(ms: NDArray[Any], at_ms: NDArray[Any] | None = None) -> Spread:
     if carried:
         drawn = bootstrap(values, block, carried)  # (R, len(carried))
         ends = np.percentile(drawn, [2.5, 97.5], axis=0).T
-        intervals = {q: (float(low), float(high)) for q, (low, high) in zip(carried, ends)}
-    quantiles = [_quantile(float(p), intervals.get(q)) for q, p in zip(PERCENTILES, points)]
+        intervals = {q: (float(low), float(high)) for q, (low, high) in zip(carried, ends, strict=True)}
+    p50, p90, p99 = (
+        _quantile(float(point), intervals.get(q)) for q, point in zip(PERCENTILES, points, strict=True)
+    )
     return Spread(
-        len(values), float(values.mean()), float(values.min()), *quantiles, max_ms=float(values.max())
+        count=len(values),
+        mean_ms=float(values.mean()),
+        min_ms=float(values.min()),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        max_ms=float(values.max()),
     )
 
 
