@@ -246,6 +246,12 @@ class Model:
             return np.asarray(self._prompts.embed([texts], strict=strict)[0], np.float32)
         return self._prompts.embed(list(texts), strict=strict)
 
+    def keep_texts(self, most: int) -> None:
+        """Keep the vectors of so many texts, least recently used go first (8192 unless this is called); 0: compute each text anew."""
+        if most < 0:
+            raise InputError(f"keep_texts: expected 0 or more, got {most}.")
+        self._prompts.keep(most)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels baked into the bundle: what `classify` goes by without others. () where none are."""

@@ -56,8 +56,10 @@ class Prompts:
             self.encoder.encode(texts, strict=True)
         with self._lock:
             rows = {text: self._known[text] for text in texts if text in self._known}
-        missing = {text: i for i, text in reversed(list(enumerate(texts))) if text not in rows}
-        for text, vector in self._run(list(missing), list(missing.values())):
+        missing = [i for i, text in enumerate(texts) if text not in rows]
+        if self._capacity:
+            missing = list({texts[i]: i for i in reversed(missing)}.values())
+        for text, vector in self._run([texts[i] for i in missing], missing):
             rows[text] = vector
         with self._lock:
             for text in texts:
@@ -76,6 +78,13 @@ class Prompts:
             return vectors
         means = vectors.reshape(len(labels), len(templates), -1).mean(axis=1)
         return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
+
+    def keep(self, most: int) -> None:
+        """Keep so many texts from now on; 0: none, and a text that comes twice in one call is computed twice."""
+        with self._lock:
+            self._capacity = most
+            while len(self._known) > most:
+                self._known.popitem(last=False)
 
     def clear(self) -> None:
         """Forget every vector."""
