@@ -12,6 +12,9 @@ from pathlib import Path
 
 from edgeclip.errors import InputError
 
+# what a search through a folder takes for a picture
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
+
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,15 +1,20 @@
-"""What a query does. A task is one file with `open_task`, and one line in `TASKS`; its inputs lie in memory before the clock runs."""
+"""What a query does. A task is one file with `UNIT` and `open_task`, and one line in `TASKS`; its inputs lie in memory before the clock runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
 from edgeclip.errors import InputError
 from edgeclip.runtime.model import Model
+
+if TYPE_CHECKING:
+    from edgeclip.bench.samples import Inputs
+
+Unit = Literal["picture", "text"]
 
 TASKS: Mapping[str, str] = {
     "classify": "edgeclip.bench.tasks.classify",  # a picture's bytes to its label
@@ -22,11 +27,21 @@ TASKS: Mapping[str, str] = {
 class Task(Protocol):
     """One kind of query."""
 
-    unit: str  # what a sample is: "picture" or "text"
+    unit: Unit  # what a sample is
     samples: int  # how many different inputs there are to draw from
 
     def query(self, samples: Sequence[int]) -> object:
-        """One call of the runtime with these inputs, as a user's program makes it: the timed part."""
+        """One call of the runtime with these inputs, as a user's program makes it: the timed part.
+
+        One sample is passed by itself, several as a list that fills one call of the engine. Nothing that an earlier query found is
+        used again.
+        """
+
+
+def unit_of(name: str) -> Unit:
+    """What the task's samples are. Raises InputError for no such task."""
+    unit: Unit = _module(name).UNIT
+    return unit
 
 
 def open_task(name: str, model: Model, inputs: Inputs, settings: Settings) -> Task:
@@ -35,7 +50,22 @@ def open_task(name: str, model: Model, inputs: Inputs, settings: Settings) -> Ta
     Raises:
         InputError: no such task, or one that the bundle cannot do.
     """
+    found: Task = _module(name).open_task(model, inputs, settings)
+    return found
+
+
+def require_tower(model: Model, tower: str, task: str, heads: Sequence[str] = ("embeddings",)) -> None:
+    """Raise InputError unless the bundle has such a tower, with one of these heads."""
+    have = [variant.axes.head for variant in model.manifest.variants_of(tower)]
+    if not set(heads) & set(have):
+        but = f", only {tower} towers that give {' and '.join(sorted(set(have)))}" if have else ""
+        raise InputError(
+            f"{model.bundle.root}: task {task!r} needs a {tower} tower that gives {' or '.join(heads)}; the bundle has none{but}. "
+            "Choose another task or bundle."
+        )
+
+
+def _module(name: str) -> ModuleType:
     if name not in TASKS:
         raise InputError(f"task {name!r}: no such task. Choose one of {', '.join(TASKS)}.")
-    found: Task = import_module(TASKS[name]).open_task(model, inputs, settings)
-    return found
+    return import_module(TASKS[name])

@@ -1,0 +1,52 @@
+"""A picture's bytes to its label. The labels' vectors are made once before, as a device has them in a label pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeclip.bench.generated import NOUNS
+from edgeclip.bench.samples import Inputs
+from edgeclip.bench.settings import Settings
+from edgeclip.bench.tasks import Unit, require_tower
+from edgeclip.runtime.labels import LabelPack
+from edgeclip.runtime.model import Model
+
+UNIT: Unit = "picture"
+
+
+@dataclass(frozen=True)
+class Classify:
+    """See `edgeclip.bench.tasks.Task`."""
+
+    model: Model
+    pictures: Sequence[bytes]
+    labels: LabelPack | None  # None: those baked into the bundle
+
+    unit: Unit = UNIT
+
+    @property
+    def samples(self) -> int:
+        return len(self.pictures)
+
+    def query(self, samples: Sequence[int]) -> object:
+        if len(samples) == 1:
+            return self.model.classify(self.pictures[samples[0]], self.labels)
+        return self.model.classify([self.pictures[i] for i in samples], self.labels, batch_size=len(samples))
+
+
+def open_task(model: Model, inputs: Inputs, settings: Settings) -> Classify:
+    """Raises InputError for a bundle that cannot tell these labels."""
+    return Classify(model, inputs.pictures, labels_of(model, settings))
+
+
+def labels_of(model: Model, settings: Settings) -> LabelPack | None:
+    """The labels of the settings as a pack; else None for those baked into the bundle; else twenty nouns."""
+    require_tower(model, "image", "classify", ("embeddings", "labels", "prompts"))
+    if not settings.labels and model.labels:
+        return None
+    require_tower(
+        model, "image", "classify", ("embeddings", "prompts")
+    )  # a baked tower knows its own labels only
+    require_tower(model, "text", "classify")
+    return model.make_labels(settings.labels or NOUNS)
