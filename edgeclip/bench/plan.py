@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import ceil, log2
 
 from edgeclip.bench.settings import PARTS, SCENARIOS, Part, ScenarioName, Settings
-from edgeclip.bench.tasks import TASKS
+from edgeclip.bench.tasks import unit_of
 from edgeclip.errors import InputError
 
 Tell = Callable[[str, float], None]  # what is being done, seconds left until the end
@@ -85,8 +85,8 @@ def share(settings: Settings, k: int, launches: int) -> Settings:
 
 def check_settings(settings: Settings) -> None:
     """Refuse what cannot be measured, before anything is opened. Raises InputError."""
+    unit_of(settings.task)
     for what, given, known in (
-        ("task", [settings.task], tuple(TASKS)),
         ("scenario", settings.scenarios, SCENARIOS),
         ("part", settings.parts, PARTS),
     ):

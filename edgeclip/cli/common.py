@@ -25,7 +25,19 @@ Failures = list[tuple[str, str]]  # (path, reason)
 
 
 def model_options(command: F) -> F:
-    """`-b/--bundle`, `--variant`, `--engine`, `--require` and `--threads`: which model runs, on what.
+    """`-b/--bundle`, and the options of `engine_options`: which model runs, on what."""
+    option = click.option(
+        "-b",
+        "--bundle",
+        default="nano",
+        show_default=True,
+        help="The model: a bundle folder, a .zip of one, hf:ORG/NAME, or nano.",
+    )
+    return option(engine_options(command))
+
+
+def engine_options(command: F) -> F:
+    """`--variant`, `--engine`, `--require` and `--threads`: what runs a model.
 
     The command gets `engine` as `edgeclip.load` takes it.
     """
@@ -58,13 +70,6 @@ def model_options(command: F) -> F:
             metavar="ENGINE[,ENGINE...]",
             help="What runs it, and nothing else, e.g. onnxruntime-cpu; of several the first that opens, and why the others "
             "did not is told. Default: the best one that opens here. `edgeclip doctor` lists them.",
-        ),
-        click.option(
-            "-b",
-            "--bundle",
-            default="nano",
-            show_default=True,
-            help="The model: a bundle folder, a .zip of one, hf:ORG/NAME, or nano.",
         ),
     ):
         found = option(found)
