@@ -65,7 +65,7 @@ def open_session(
         raise EngineError(
             f"{variant.id}: needs onnxruntime {wanted}, this is {onnxruntime.__version__}. Run: pip install -U onnxruntime"
         )
-    settings = _session_options(onnxruntime, options, threads)
+    settings = session_options(onnxruntime, options, threads)
     if whole:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if provider != CPU:
@@ -144,7 +144,8 @@ def first_line(error: Exception) -> str:
     return re.sub(r"^/\S+\.(cc|h|cpp):\d+ [^)]*\) ", "", line)
 
 
-def _session_options(onnxruntime: Any, options: EngineOptions, threads: int) -> Any:
+def session_options(onnxruntime: Any, options: EngineOptions, threads: int) -> Any:
+    """SessionOptions as all these engines have them."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1  # the towers are chains: nothing runs side by side
