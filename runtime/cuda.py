@@ -292,6 +292,10 @@ class Stream(Owned):
         """Queue a copy from the GPU to pinned memory."""
         self._copy(target, source, size, _runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """Queue a copy from one place of the GPU's memory to another."""
+        self._copy(target, source, size, _runtime().cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         call("cudaMemcpyAsync", target, source, size, kind, self.handle, device=self.device)
 

@@ -101,6 +101,23 @@ def test_an_array_goes_to_the_gpu_and_back(gpu: StandIn) -> None:
     np.testing.assert_array_equal(array, np.arange(6).reshape(2, 3))
 
 
+def test_a_copy_within_the_gpu(gpu: StandIn) -> None:
+    stream, pinned = cuda.Stream(0), cuda.Pinned(0, 8)
+    first, second = cuda.Memory(0, 8), cuda.Memory(0, 8)
+    array = pinned.array((8,), np.uint8)
+    array[:] = range(8)
+    with cuda.on(0):
+        stream.copy_in(first.address, pinned.address, 8)
+        stream.copy_within(second.address, first.address, 8)
+        stream.synchronize()
+        array[:] = 0
+        stream.copy_out(pinned.address, second.address, 8)
+        stream.synchronize()
+    assert array.tolist() == list(range(8))
+    for thing in (first, second, stream):
+        thing.free()
+
+
 def test_streams_wait_for_events_and_for_nothing_else(gpu: StandIn) -> None:
     source, target, memory = cuda.Pinned(0, 4), cuda.Pinned(0, 4), cuda.Memory(0, 4)
     first, second, event = cuda.Stream(0), cuda.Stream(0), cuda.Event(0)

@@ -73,7 +73,9 @@ class StandIn:
 
     cudaHostAllocDefault, cudaHostAllocPortable, cudaHostAllocMapped = 0, 1, 2
     cudaStreamNonBlocking, cudaEventDisableTiming = 1, 2
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrIntegrated=18)
 
@@ -220,7 +222,9 @@ class StandIn:
 
         def copy() -> None:
             self.check(device, size)
-            if host not in self.host or size > len(self.host[host]):
+            if kind == 3:
+                self.check(host, size)
+            elif host not in self.host or size > len(self.host[host]):
                 raise Failed(Error.ILLEGAL_ADDRESS)
             ctypes.memmove(target, source, size)
 
