@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median_low
+from typing import Literal
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def load_inputs(images: Path | None, task: str, settings: Settings) -> Inputs:
     usable = list(_usable(_chosen(images, settings.seed)))
     if not usable:
         raise InputError(f"{images}: none of its pictures can be used. Pass a folder of photographs.")
-    return _pictures(*map(list, zip(*usable, strict=True)), "pictures")
+    return _pictures([data for data, _ in usable], [pixels for _, pixels in usable], "pictures")
 
 
 def _texts(texts: Sequence[str]) -> Inputs:
@@ -67,8 +68,8 @@ def _texts(texts: Sequence[str]) -> Inputs:
     return Inputs((), tuple(texts), facts)
 
 
-def _pictures(data: list[bytes], pixels: list[int], kind: str) -> Inputs:
-    facts = PictureSet(kind, len(data), median_low(map(len, data)), median_low(pixels), _digest(data))  # type: ignore[arg-type]
+def _pictures(data: list[bytes], pixels: list[int], kind: Literal["pictures", "generated"]) -> Inputs:
+    facts = PictureSet(kind, len(data), median_low(map(len, data)), median_low(pixels), _digest(data))
     return Inputs(tuple(data), (), facts)
 
 
@@ -87,7 +88,7 @@ def _chosen(images: Path, seed: int) -> list[Path]:
         if len(found) > MOST_PICTURES
         else range(len(found))
     )
-    kept, size = [], 0
+    kept, size = list[Path](), 0
     for i in islice(order, MOST_PICTURES):
         size += found[i].stat().st_size
         if kept and size > MOST_BYTES:
