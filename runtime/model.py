@@ -23,6 +23,7 @@ from PIL import Image
 
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EngineError, InputError
+from edgeclip.runtime import stages
 from edgeclip.runtime.codecs import Codecs
 from edgeclip.runtime.engines import EngineOptions, engine_order, local_variants
 from edgeclip.runtime.heads import Heads
@@ -181,6 +182,11 @@ class Model:
         if text and self.manifest.text is not None and self.manifest.variants_of("text"):
             self._prompts.embed(["a"])
             self._prompts.clear()
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """Image towers, one for each kind of output, and the text tower; open or not, in the bundle or not."""
+        return self._towers
 
     def info(self) -> ModelInfo:
         """Engine, provider, variant and precision of each tower that is open; `fell_back` says why no better engine was."""
@@ -345,12 +351,18 @@ class Model:
             raise InputError(f"top_k: expected 1 or more, got {top_k}.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold: expected 0 to 1, got {threshold}.")
+        begun = stages.begin()
         plan = self._heads.plan(labels, templates)
+        stages.end("head", begun)  # but for the texts that it had to embed
         thresholds = plan.thresholds if threshold is None else (threshold,) * len(plan.names)
         for row in self._pictures.each(images, color, batch_size, stop=stop, query=plan.query):
-            yield (
-                row if isinstance(row, InputError) else rank(plan.scores(row), plan.names, top_k, thresholds)
-            )
+            if isinstance(row, InputError):
+                yield row
+                continue
+            begun = stages.begin()
+            result = rank(plan.scores(row), plan.names, top_k, thresholds)
+            stages.end("head", begun)
+            yield result
 
     def _each(
         self, images: Iterable[Picture], color: Color, batch_size: int, stop: bool

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EngineError, InputError
-from edgeclip.runtime import fork
+from edgeclip.runtime import fork, stages
 from edgeclip.runtime.engines import Engine, Slot, rows_at_once, run
 from edgeclip.runtime.images import DecodeLimits, Picture, Preprocessor
 from edgeclip.runtime.images.decode import Color
@@ -93,7 +93,9 @@ class Pictures:
                     errors = self._fill(engine, slot, chunk, color, first)
                     if stop and (error := next(filter(None, errors), None)):
                         raise error
+                    begun = stages.begin()
                     engine.submit(slot)
+                    stages.end("image tower", begun)
                     behind, ahead = ahead, (slot, errors)
                     if behind:
                         yield from self._finish(asked, engine, *behind)
@@ -128,7 +130,10 @@ class Pictures:
                 part = pixels[start : start + rows]
                 slot = self._tower.take(engine, len(part))
                 slot.inputs["pixels"][:] = part
-                found[start : start + len(part)] = run(engine, slot)["embeddings"]
+                begun = stages.begin()
+                outputs = run(engine, slot)
+                stages.end("image tower", begun)
+                found[start : start + len(part)] = outputs["embeddings"]
                 self._tower.give(engine, slot)
         return found
 
@@ -167,7 +172,9 @@ class Pictures:
     def _finish(
         self, asked: Query, engine: Engine, slot: Slot, errors: Errors
     ) -> Iterator[Vectors | InputError]:
+        begun = stages.begin()
         engine.wait(slot)
+        stages.end("image tower", begun)
         rows = slot.outputs[asked.output].astype(np.float32)  # a copy: the slot is used again
         asked.tower.give(engine, slot)
         for row, error in zip(rows, errors, strict=True):

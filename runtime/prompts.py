@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EngineError, InputError
-from edgeclip.runtime import fork
+from edgeclip.runtime import fork, stages
 from edgeclip.runtime.engines import rows_at_once, run
 from edgeclip.runtime.text import TextEncoder
 from edgeclip.runtime.towers import Tower
@@ -102,7 +102,9 @@ class Prompts:
     def _run(self, texts: list[str], numbers: list[int]) -> Iterator[tuple[str, Vectors]]:
         if not texts:
             return
-        encoded = self.encoder.encode(texts, numbers=numbers)
+        encoder, begun = self.encoder, stages.begin()
+        encoded = encoder.encode(texts, numbers=numbers)
+        stages.end("tokenize", begun)
         order = sorted(
             range(len(texts)), key=encoded.lengths.__getitem__
         )  # like lengths share a batch: less padding
@@ -115,7 +117,10 @@ class Prompts:
                 sizes = {length: longest} if isinstance(length, str) else None
                 slot = self._tower.take(engine, len(part), sizes)
                 slot.inputs["input_ids"][:] = encoded.input_ids[part, :longest]
-                vectors = run(engine, slot)["embeddings"].astype(np.float32)
+                begun = stages.begin()
+                outputs = run(engine, slot)
+                stages.end("text tower", begun)
+                vectors = outputs["embeddings"].astype(np.float32)
                 self._tower.give(engine, slot)
                 yield from zip((texts[i] for i in part), vectors, strict=True)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import BundleError, EdgeClipError, EngineError
-from edgeclip.runtime import fork
+from edgeclip.runtime import fork, stages
 from edgeclip.runtime.engines import Engine, EngineOptions, Slot, engine_order, local_variants, open_variant
 from edgeclip.runtime.engines.seam import UNCOUNTED
 
@@ -100,7 +100,9 @@ class Tower:
         """The open engine, which stays open until the block ends."""
         with self._lock:
             if self._engine is None:
+                begun = stages.begin()
                 self._engine = self._open()
+                stages.end("open", begun)
             engine = self._engine
             self._users += 1
         try:

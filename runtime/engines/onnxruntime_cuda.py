@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError, MissingExtraError
+from edgeclip.runtime import stages
 from edgeclip.runtime.engines.nvidia import check_driver, for_cuda, has_gpu, preload
 from edgeclip.runtime.engines.onnxruntime_session import first_line, load_onnxruntime, open_session
 from edgeclip.runtime.engines.seam import EngineOptions, Slot, allocate
@@ -126,16 +127,20 @@ class OnnxRuntimeCuda:
 
     def _start(self, slot: Slot, binding: Any, held: Mapping[str, Any], options: Any) -> None:
         with self._one_line():
+            begun = stages.begin()
             for name, array in slot.inputs.items():
                 held[name].update_inplace(array)
             binding.synchronize_inputs()
+            stages.end("copy in", begun)
             self._session.run_with_iobinding(binding, options)
 
     def _finish(self, slot: Slot, binding: Any, held: Mapping[str, Any]) -> None:
         with self._one_line():
             binding.synchronize_outputs()
+            begun = stages.begin()
             for name, array in slot.outputs.items():
                 np.copyto(array, held[name].numpy())
+            stages.end("copy out", begun)
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeclip.bundle.manifest import Port
 from edgeclip.errors import EngineError
-from edgeclip.runtime import cuda
+from edgeclip.runtime import cuda, stages
 from edgeclip.runtime.engines.tensorrt_place import Place
 from edgeclip.runtime.engines.tensorrt_shapes import Shape, concrete
 
@@ -84,8 +84,10 @@ class Lane:
             raise EngineError(f"{self._what}: this engine was closed. Open the bundle again.")
         with cuda.on(self._place.device):
             if not self._unified:
+                begun = stages.begin()
                 for port in self.inputs:
                     self._copy_in(port.name, _bytes(port, sizes))
+                self._timed("copy in", begun)
             self._stream.mark(self._filled)
             with self._place.lock:
                 self._place.stream.after(self._filled)
@@ -93,10 +95,14 @@ class Lane:
                 self._place.stream.mark(self._computed)
             self._stream.after(self._computed)
             if not self._unified:
+                if stages.listening():
+                    self._stream.synchronize()
+                begun = stages.begin()
                 for port in self.outputs:
                     self._stream.copy_out(
                         self.host[port.name].handle, self._memory[port.name].address, _bytes(port, sizes)
                     )
+                self._timed("copy out", begun)
 
     def wait(self) -> None:
         """Until what was queued is done."""
@@ -121,6 +127,12 @@ class Lane:
             if not self._unified:
                 for memory in self._memory.values():
                     memory.free()
+
+    def _timed(self, name: str, begun: int) -> None:
+        """Where stages are timed, end the one that was only queued."""
+        if begun:
+            self._stream.synchronize()
+            stages.end(name, begun)
 
     def _copy_in(self, name: str, size: int) -> None:
         self._stream.copy_in(self._memory[name].address, self.host[name].handle, size)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from edgeclip.bundle.manifest import Preprocessing
 from edgeclip.errors import InputError
+from edgeclip.runtime import stages
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture, decode
 from edgeclip.runtime.images.geometry import Plan, plan
 from edgeclip.runtime.images.resize import Box, reduce_first, resize_crop
@@ -79,6 +80,13 @@ class Preprocessor:
             helpers: threads that may take a share of the rows when the picture is decoded fast; None: this one does all.
             parts: shares, this thread's included.
         """
+        begun = stages.begin()  # decoding is told apart from it in `_open`
+        self._into(source, slot, color, where, helpers, parts)
+        stages.end("preprocess", begun)
+
+    def _into(
+        self, source: Picture, slot: NDArray[Any], color: Color, where: str, helpers: Executor | None, parts: int
+    ) -> None:
         image, layout, box = self._open(source, color, where)
         height, width = self.spec.size
         worth = self._fast and layout.kept == (width, height) and image.width * image.height >= _WORTH_SHARING
@@ -102,6 +110,7 @@ class Preprocessor:
 
     def _open(self, source: Picture, color: Color, where: str) -> tuple[Image.Image, Plan, Box]:
         """The decoded picture, its layout, and where in it the crop lies."""
+        begun = stages.begin()
         found = decode(
             source,
             color=color,
@@ -110,6 +119,7 @@ class Preprocessor:
             limits=self.limits,
             where=where,
         )
+        stages.end("decode", begun)
         layout = plan(self.spec, *found.size)
         image, box = found.image, layout.box(found.box)
         if self._fast:
