@@ -13,28 +13,41 @@ _PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 def manifest_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of `bundle.json`. Published as docs/bundle.schema.json."""
+    made = file_schema(Manifest, FORMAT, FORMAT_VERSION, "edgeclip bundle manifest")
+    made["properties"]["digest"] = {
+        "description": 'SHA-256 of the file\'s bytes before the last comma, newline, space and "digest"',
+        "type": "string",
+        "pattern": "^[0-9a-f]{64}$",
+    }
+    made["required"].append("digest")
+    return made
+
+
+def file_schema(cls: type, name: str, version: tuple[int, int], title: str) -> dict[str, Any]:
+    """JSON Schema of a file that holds one dataclass beside its format and version.
+
+    Args:
+        cls: a dataclass of dataclasses, tuples, dicts, Literals and plain values.
+        name: what the file's "format" says.
+        version: (major, minor) of that format.
+    """
     definitions: dict[str, Any] = {}
-    body = _object(Manifest, definitions)
+    body = _object(cls, definitions)
     body["properties"] = {
-        "format": {"const": FORMAT},
+        "format": {"const": name},
         "version": {
             "description": "[major, minor]; a reader refuses another major and reads a newer minor",
             "type": "array",
-            "prefixItems": [{"const": FORMAT_VERSION[0]}, {"type": "integer", "minimum": 0}],
+            "prefixItems": [{"const": version[0]}, {"type": "integer", "minimum": 0}],
             "minItems": 2,
             "maxItems": 2,
         },
         **body["properties"],
-        "digest": {
-            "description": 'SHA-256 of the file\'s bytes before the last comma, newline, space and "digest"',
-            "type": "string",
-            "pattern": "^[0-9a-f]{64}$",
-        },
     }
-    body["required"] += ["format", "version", "digest"]
+    body["required"] += ["format", "version"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "edgeclip bundle manifest",
+        "title": title,
         **body,
         "$defs": definitions,
     }
