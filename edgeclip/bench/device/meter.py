@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 LONGEST_GAP_NS = 2_500_000_000  # between two powers: what happened in a longer one is not known
 
+SHORTEST_NS = 200_000_000  # that a counter's mean power is taken over: RAPL counts in steps of a millisecond
+
 
 class Meter:
     """Collects what one source says of its energy.
@@ -52,5 +54,8 @@ class Meter:
         at = np.array(self._at, np.int64)
         if not self._counts:
             return at, np.array(self._power)
-        seconds = np.diff(at) / 1e9
-        return at[1:], np.diff(self._energy) / np.maximum(seconds, 1e-9)
+        kept = [0] if self._at else []
+        for index, instant in enumerate(self._at):
+            if instant - self._at[kept[-1]] >= SHORTEST_NS:
+                kept.append(index)
+        return at[kept[1:]], np.diff(np.array(self._energy)[kept]) / (np.diff(at[kept]) / 1e9)

@@ -54,7 +54,7 @@ class Sampler:
         self._at: list[int] = []
         self._readings: list[Reading] = []  # all sources' at one instant
         self._idle_w: float | None = None
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock, self._over = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="device sampler", daemon=True)
 
     def __enter__(self) -> Sampler:
@@ -156,7 +156,8 @@ class Sampler:
         return self._joules(begun_ns, ended_ns)
 
     def _joules(self, begun_ns: int, ended_ns: int) -> float | None:
-        parts = [meter.between(begun_ns, ended_ns) for meter in self._meters.values()]
+        with self._lock:
+            parts = [meter.between(begun_ns, ended_ns) for meter in self._meters.values()]
         told = [part for part in parts if part is not None]
         return sum(told) if told and len(told) == len(parts) else None
 
@@ -191,7 +192,8 @@ class Sampler:
         found = []
         for source in self._sources:
             if meter := self._meters.get(source.covers):
-                at, watts = meter.powers()
+                with self._lock:
+                    at, watts = meter.powers()
                 seconds = [float(value) for value in (at - self._at[0]) / 1e9]
                 found.append(
                     _thinned(f"{source.part} power", "W", seconds, [float(value) for value in watts])

@@ -18,11 +18,13 @@ QUOTA = "the CPU quota of its control group stopped the program {} times"
 _PLACEHOLDERS = re.compile(
     r"|none|default string|to be filled.*|system product name|not (specified|applicable)|standard pc.*", re.I
 )
-# what DMI calls a hypervisor's machine -> how it is called here
+# what DMI or the kernel's list of clocks calls a hypervisor -> how it is called here; clouds before what they run on
 _GUESTS = (
-    ("qemu", "kvm"), ("kvm", "kvm"), ("amazon ec2", "kvm (EC2)"), ("google", "kvm (Google)"), ("vmware", "vmware"),
-    ("virtualbox", "virtualbox"), ("xen", "xen"), ("virtual machine", "hyper-v"), ("firecracker", "kvm (Firecracker)"),
+    ("amazon ec2", "kvm (EC2)"), ("google", "kvm (Google)"), ("firecracker", "kvm (Firecracker)"), ("vmware", "vmware"),
+    ("virtualbox", "virtualbox"), ("hyperv", "hyper-v"), ("virtual machine", "hyper-v"), ("xen", "xen"), ("qemu", "kvm"),
+    ("kvm", "kvm"),
 )  # fmt: skip
+_CLOCKS = "sys/devices/system/clocksource/clocksource0/available_clocksource"
 _CONTAINERS = (
     ("kubepods", "kubernetes"),
     ("docker", "docker"),
@@ -30,6 +32,8 @@ _CONTAINERS = (
     ("lxc", "lxc"),
     ("containerd", "containerd"),
 )
+
+FEWEST_TICKS = 10  # of all CPUs, that their load is judged by: 0.1 s of one
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,8 @@ def virtual(root: Path = ROOT) -> str | None:
 def _guest(root: Path, cpuinfo: str) -> str:
     if "microsoft" in (text(root / "proc/sys/kernel/osrelease") or "").lower():
         return "wsl"
-    said = " ".join(
-        text(root / "sys/class/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")
-    ).lower()
+    places = ("sys/class/dmi/id/sys_vendor", "sys/class/dmi/id/product_name", _CLOCKS)
+    said = " ".join(text(root / place) or "" for place in places).lower()
     flagged = re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE) is not None
     named = next((name for word, name in _GUESTS if word in said), "")
     kind = (
@@ -169,7 +172,9 @@ class Surroundings:
             else {}
         )
         now, before = _ticks(self._root), self._before
-        if now is not None and before is not None and sum(now) > sum(before):
+        if now is not None and before is not None and 0 <= sum(now) - sum(before) < FEWEST_TICKS:
+            now = before  # too short to say
+        elif now is not None and before is not None:
             total, idle = sum(now) - sum(before), now[3] + now[4] - before[3] - before[4]
             gauges["cpu load"] = 100 * (total - idle) / total
         self._before = now

@@ -87,9 +87,10 @@ class Thermal:
     def sample(self) -> Reading:
         """Ask."""
         hottest = {series: known(degrees(path) for path in paths) for series, paths in self._files.items()}
-        states = {kind: number(path) for path, kind in self._cooling.items()}
-        held = tuple(sorted(kind for kind, state in states.items() if state is not None and state > 0))
-        return Reading({series: max(values) for series, values in hottest.items() if values}, held=held)
+        held = {kind for path, kind in self._cooling.items() if (number(path) or 0) > 0}
+        return Reading(
+            {series: max(values) for series, values in hottest.items() if values}, held=tuple(sorted(held))
+        )
 
     def close(self) -> None:
         """Nothing is held."""
