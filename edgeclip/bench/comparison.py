@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+FORMAT = "edgeclip.bench.comparison"
+FORMAT_VERSION = (1, 0)
+
 Verdict = Literal["better", "same", "worse", "undecided"]
 
 
