@@ -8,10 +8,13 @@ from statistics import median
 
 from edgeclip.bench.report import Warmup
 
-LEAST_QUERIES, LEAST_S = 10, 1.0
+LEAST_S = 1.0
 MOST_S, MOST_SHARE = 10.0, 0.3  # the shorter of the two, the second being of what is measured afterwards
 STEADY = 0.02  # by how much the medians of two windows may differ
-WINDOWS, WINDOW_QUERIES = 4, 5  # windows in the shortest warm-up, and the queries that one has at least
+WINDOWS, WINDOW_QUERIES = (
+    4,
+    5,
+)  # windows in the shortest warm-up; two, which are compared, have ten queries at least
 
 Query = Callable[[Sequence[int]], object]
 
@@ -51,7 +54,7 @@ def warm_up(
             if len(window) >= WINDOW_QUERIES and end - started >= least_ns / WINDOWS:
                 break
         common = min(len(before), len(window))
-        if common and queries >= LEAST_QUERIES and clock() - begun >= least_ns:
+        if common and clock() - begun >= least_ns:
             first, second = median(before[:common]), median(window[:common])
             if abs(second - first) <= STEADY * first:
                 return Warmup(queries, (clock() - begun) / 1e9, True), median(window) / 1e6

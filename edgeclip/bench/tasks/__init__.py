@@ -60,7 +60,7 @@ def require_tower(model: Model, tower: str, task: str, heads: Sequence[str] = ("
     if not set(heads) & set(have):
         but = f", only {tower} towers that give {' and '.join(sorted(set(have)))}" if have else ""
         raise InputError(
-            f"{model.bundle.root}: task {task!r} needs a {tower} tower that gives {' or '.join(heads)}; the bundle has none{but}. "
+            f"{model.bundle.root}: task {task!r} needs {'an' if tower == 'image' else 'a'} {tower} tower that gives {' or '.join(heads)}; the bundle has none{but}. "
             "Choose another task or bundle."
         )
 
