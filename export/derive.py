@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeclip import __version__
+from edgeclip.bench.store import still_true
 from edgeclip.bundle import Bundle, Variant, seal
 from edgeclip.errors import InputError
 from edgeclip.export.tensorrt_rules import required
@@ -52,6 +53,8 @@ def derive_bundle(
 ) -> Bundle:
     """Write a bundle that has the old one's kept variants and the new ones, sealed and verified. It appears whole or not at all.
 
+    Latency reports inside the old one stay as long as all graphs that they measured do.
+
     Args:
         new: in the order of preference; they stand before the kept ones.
         keep: which of the old variants stay.
@@ -73,9 +76,10 @@ def derive_bundle(
         raise InputError(f"{bundle.root}: has a variant {clash[0]} already. Start from a bundle without it.")
     old = bundle.manifest
     text = (changes or {}).get("text", old.text)
+    reports = still_true(bundle, {old.files[variant.files[0]].sha256 for variant in kept})
     with new_folder(output, overwrite=overwrite) as scratch:
         named = [name for variant in kept for name in (*variant.files, variant.labels) if name]
-        named += [old.golden, old.codecs, text.tokenizer if text else ""]
+        named += [*reports, old.golden, old.codecs, text.tokenizer if text else ""]
         for name in dict.fromkeys(name for name in named if name and name not in (files or {})):
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,7 @@ def derive_bundle(
         manifest = replace(
             old,
             variants=tuple(order([*written, *kept])),
+            reports=tuple(reports),
             provenance=provenance,
             created_by=f"edgeclip {__version__}",
             **(changes or {}),

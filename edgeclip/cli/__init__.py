@@ -36,6 +36,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "labels": "edgeclip.cli.labels",
     "pull": "edgeclip.cli.pull",
     "push": "edgeclip.cli.push",
+    "bench": "edgeclip.cli.bench",
     "doctor": "edgeclip.cli.doctor",
 }
 

@@ -9,7 +9,10 @@ import click
 from edgeclip.cli.common import console, emit, json_option
 
 if TYPE_CHECKING:
+    from edgeclip.bench.report import Report
     from edgeclip.bundle import Bundle
+
+LOCAL = 5  # newest local reports that are shown
 
 EXAMPLES = """\b
 Examples:
@@ -26,7 +29,7 @@ def command(bundle: str, memory: bool, as_json: bool) -> None:
     """Show what a bundle is and how well it agrees with its source.
 
     BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Shows model, variants, fidelity, licences and
-    size, and the engines that were built for it on this machine.
+    size, the latency reports that it holds, and the engines and reports that were made of it on this machine.
     """
     from edgeclip.bundle import open_bundle
 
@@ -44,6 +47,7 @@ def command(bundle: str, memory: bool, as_json: bool) -> None:
         record["codecs_measured"] = dict(Codecs.open(opened.path(opened.manifest.codecs)).measured)
     if engines := _engines(opened):
         record["engines"] = engines
+    record["reports"] = _reports(opened)
     if as_json:
         emit(record)
     else:
@@ -79,6 +83,34 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
         }
         for record in store_of(bundle, EngineOptions()).records()
     ]
+
+
+def _reports(bundle: Bundle) -> list[dict[str, Any]]:
+    """Latency reports inside the bundle, then this machine's own; newest first."""
+    from edgeclip.bench.store import attached, kept
+
+    found = [("bundle", *one) for one in attached(bundle)] + [("local", *one) for one in kept(bundle, LOCAL)]
+    return [{"where": where, "file": str(path), **headline(report)} for where, path, report in found]
+
+
+def headline(report: Report) -> dict[str, Any]:
+    """What one line tells of a report; None for what it does not have."""
+    scenarios = {one.scenario: one for one in report.scenarios}
+    single, offline = scenarios.get("single-stream"), scenarios.get("offline")
+    tower = report.subject.towers[0] if report.subject.towers else None
+    return {
+        "created": report.created,
+        "device": report.device.name,
+        "task": report.settings.task,
+        "engine": tower.engine if tower else None,
+        "variant": tower.variant if tower else None,
+        "precision": tower.precision if tower else None,
+        "threads": report.subject.threads,
+        "p50_ms": single.latency.p50.ms if single else None,
+        "p90_ms": single.latency.p90.ms if single else None,
+        "throughput_per_s": offline.throughput_per_s if offline else None,
+        "warnings": len(report.warnings) + len(report.state.flags),
+    }
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -131,12 +163,31 @@ def _print(record: dict[str, Any]) -> None:
         out.print(
             f"engine: {engine['variant']} by {engine['engine']} for {engine['for']}, {_size(engine['size_bytes'])}, {engine['proof']}"
         )
+    _print_reports(record["reports"])
     if "codecs_measured" in record:
         from edgeclip.cli.codecs import codec_table
 
         out.print(codec_table(record["codecs_measured"]))
     for warning in licence["warnings"]:
         out.print(f"licence: {warning}", style="yellow")
+
+
+def _print_reports(reports: list[dict[str, Any]]) -> None:
+    for one in reports:
+        figures = (
+            [f"p50 {one['p50_ms']:.3g} ms, p90 {one['p90_ms']:.3g} ms"] if one["p50_ms"] is not None else []
+        )
+        figures += [f"{one['throughput_per_s']:.3g} a second"] if one["throughput_per_s"] is not None else []
+        figures += [f"{one['warnings']} warnings"] if one["warnings"] else []
+        ran = (
+            f"{one['engine']}, {one['precision']}, {one['threads']} threads"
+            if one["engine"]
+            else "no scenario"
+        )
+        console().print(
+            f"report{'' if one['where'] == 'bundle' else ' (local)'}: {one['created'][:16]} on {one['device']}, {one['task']}, {ran}: "
+            + ", ".join(figures)
+        )
 
 
 def _size(size: int) -> str:

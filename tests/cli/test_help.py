@@ -14,6 +14,7 @@ from edgeclip.cli import VERBS, cli
 from tests.cli.conftest import Edgeclip
 
 COMMANDS = [[verb] for verb in VERBS] + [["labels", name] for name in ("make", "show", "fit")]
+COMMANDS += [["bench", name] for name in ("compare", "matrix", "show", "attach")]
 
 
 def command_of(words: list[str]) -> click.Command:
