@@ -1,0 +1,165 @@
+"""How much a figure of B differs from A's, and how sure that is.
+
+Launches are drawn, not queries: thousands of queries say little about the next launch, since what disturbs a machine lasts for seconds.
+The interval comes from leaving out one launch after another. And A and B are compared at an equal pulse of the machine: each
+latency is divided by the pulse around it, and what is left is compared among moments that were alike, because others on the
+same cores change the shape of the latencies too, which no factor takes out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.bench.report import Latencies, Pulse
+from edgeclip.bench.statistics import CARRIED_BY, blocks_of
+
+Floats = NDArray[np.float64]
+Timed = tuple[Latencies, Pulse | None]
+
+CONFIDENCE = 0.95
+UNITS = 5  # values that a run gives at least: fewer launches are cut into stretches of equal time
+# sd of p50 from launch to launch at an equal pulse, measured: what stretches of fewer than 3 launches cannot show
+BETWEEN_LAUNCHES = 0.03
+# Moments are alike whose pulses are within a factor of 1.28. Narrower, and the pulse's own error decides which are compared (0.15: p90 of a
+# quiet machine scatters half as much again); wider, and a busier machine is taken for a slower program (0.5: 4 % of unchanged pairs).
+ALIKE = 0.25
+# The pulse is left out where without it the error is less than half. Of two errors a chance can make either the smaller: with 1 instead
+# of 2, one pair in a hundred of a busy machine was compared as measured, and 35 % apart.
+SURER = 2.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """log(B / A) of one figure."""
+
+    log: float
+    half: float  # of its interval of CONFIDENCE
+    corrected: bool  # the machine's own change is taken out
+
+    @property
+    def change(self) -> float:
+        """B / A - 1."""
+        return math.expm1(self.log)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of `change`."""
+        return math.expm1(self.log - self.half), math.expm1(self.log + self.half)
+
+    @property
+    def resolution(self) -> float:
+        """The smallest change that would have been told from none."""
+        return math.expm1(self.half)
+
+
+def difference(a: Timed, b: Timed, percent: float | None) -> Difference | None:
+    """B against A, each measured in launches of its own.
+
+    Args:
+        percent: which percentile; None: the mean.
+    Returns:
+        At an equal pulse, unless the pulse explains nothing and only adds noise of its own, as it may with a GPU. None where fewer than CARRIED_BY values lie beyond the percentile in
+        either run.
+    Source: Efron and Stein 1981, The jackknife estimate of variance, Annals of Statistics 9.
+    """
+    if percent and min(len(a[0].ms), len(b[0].ms)) * (100 - percent) < 100 * CARRIED_BY:
+        return None
+    logs = [np.log(np.asarray(latencies.ms, np.float64)) for latencies, _ in (a, b)]
+    drawn = [units(latencies) for latencies, _ in (a, b)]
+    found = [_difference(logs, [np.ones(len(v)) for v in logs], drawn, percent)]
+    if a[1] and b[1]:
+        pulse = [np.log(pulse_at(latencies, p)) for latencies, p in (a, b) if p]
+        weights = _alike(*pulse)
+        if weights[0].any():
+            eased = [log - p for log, p in zip(logs, pulse, strict=True)]
+            found.append(_difference(eased, weights, drawn, percent))
+    corrected = len(found) == 2 and found[1][1] < SURER * found[0][1]
+    log, error = found[corrected]
+    floor = sum(BETWEEN_LAUNCHES**2 / len(one.starts) for one, _ in (a, b) if len(one.starts) < 3)
+    freedom = sum(len(np.unique(unit)) - 1 for unit in drawn)
+    return Difference(log, student(freedom) * math.sqrt(error**2 + floor), corrected)
+
+
+def paired(logs: Floats) -> Difference:
+    """Student's interval for the mean of (N,) logarithms of ratios, N at least 2."""
+    half = student(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    return Difference(float(logs.mean()), half, corrected=False)
+
+
+def units(latencies: Latencies) -> NDArray[np.intp]:
+    """(N,) which unit each latency belongs to, from 0: its launch, or a stretch of it where there are fewer than UNITS launches."""
+    at = np.asarray(latencies.at_ms, np.float64)
+    pieces = math.ceil(UNITS / len(latencies.starts))
+    parts = slices(latencies.starts, len(at))
+    found = [blocks_of(at[part], pieces) + k * pieces for k, part in enumerate(parts)]
+    return np.unique(np.concatenate(found), return_inverse=True)[1]
+
+
+def pulse_at(latencies: Latencies, pulse: Pulse) -> Floats:
+    """(N,) us: of each latency, the last pulse of its launch that was taken before it."""
+    at, us = np.asarray(latencies.at_ms), np.empty(len(latencies.ms))
+    pulses = slices(pulse.starts, len(pulse.us))
+    for part, own in zip(slices(latencies.starts, len(us)), pulses, strict=True):
+        place = np.searchsorted(np.asarray(pulse.at_ms[own]), at[part], side="right") - 1
+        us[part] = np.asarray(pulse.us[own])[np.maximum(place, 0)]
+    return us
+
+
+def slices(starts: tuple[int, ...], count: int) -> list[slice]:
+    """Launches, as slices of `count` values."""
+    return [slice(first, last) for first, last in zip(starts, (*starts[1:], count), strict=True)]
+
+
+def student(freedom: float) -> float:
+    """The factor of a two-sided interval of CONFIDENCE; within 3 % from 2 degrees of freedom, 1 % from 3.
+
+    Source: Abramowitz and Stegun 1964, Handbook of Mathematical Functions, 26.7.5.
+    """
+    z, v = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), max(freedom, 1.0)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
+
+
+def _difference(
+    logs: list[Floats], weights: list[Floats], drawn: list[NDArray[np.intp]], percent: float | None
+) -> tuple[float, float]:
+    """log(B / A), and its standard error by leaving out one unit after another."""
+    figures = [_left_out(*run, percent) for run in zip(logs, weights, drawn, strict=True)]
+    variance = sum((len(f) - 2) / (len(f) - 1) * float(((f[1:] - f[1:].mean()) ** 2).sum()) for f in figures)
+    return float(figures[1][0] - figures[0][0]), math.sqrt(variance)
+
+
+def _left_out(logs: Floats, weights: Floats, unit: NDArray[np.intp], percent: float | None) -> Floats:
+    """(1 + U,) the logarithm of the figure: of all units, and without each of them."""
+    kept = np.concatenate([[unit >= 0], unit != np.arange(unit.max() + 1)[:, None]]) * weights  # (1 + U, N)
+    kept[kept.sum(axis=1) == 0] = weights  # nothing else was alike: leaving it out tells nothing
+    if percent is None:
+        return np.asarray(np.log(kept @ np.exp(logs) / kept.sum(axis=1)))
+    order = np.argsort(logs)
+    until = np.cumsum(kept[:, order], axis=1)
+    place = (until < percent / 100 * until[:, -1:]).sum(axis=1)
+    return np.asarray(logs[order[np.minimum(place, len(logs) - 1)]])
+
+
+def _alike(a: Floats, b: Floats) -> list[Floats]:
+    """Weights of A's and B's latencies under which both have the same share of each kind of moment.
+
+    Args:
+        a, b: (N,), (M,) log of the pulse.
+    """
+    middle = np.median(np.concatenate([a, b]))
+    kinds = [np.round((v - middle) / ALIKE).astype(np.intp) for v in (a, b)]
+    least = min(kind.min() for kind in kinds)
+    counts = [np.bincount(kind - least, minlength=max(k.max() for k in kinds) - least + 1) for kind in kinds]
+    # na nb / (na + nb), the weight of a difference of two means, shared among the latencies of its kind
+    share = 1 / np.maximum(counts[0] + counts[1], 1)
+    return [(share * other)[kind - least] for kind, other in zip(kinds, reversed(counts), strict=True)]
