@@ -20,40 +20,44 @@ MOST_POINTS = 600  # of a series in the report
 UNITS = {"clock": "MHz", "temperature": "°C", "load": "%", "power": "W", "used": "MB"}
 
 
-def open_sources(root: Path = ROOT) -> list[Source]:
-    """Whatever this device has. What it has not says so in `not_measured` of its source."""
-    found: list[Source] = [surroundings.open_source(root), cpu.open_source(root), thermal.open_source(root)]
-    found += [rapl.open_source(root), nvml.open_source(root)]
-    if jetson.present(root):
-        found.append(board := jetson.open_source(root))
-        if not board.covers and tegrastats.present(root):
-            found.append(tegrastats.open_source(root))
-    return found
+def open_sources(root: Path = ROOT) -> tuple[list[Source], dict[str, str]]:
+    """Whatever this device has, and why a source did not open. What a source itself lacks stands in its `not_measured`."""
+    found: list[Source] = []
+    failed: dict[str, str] = {}
+    for module in (surroundings, cpu, thermal, rapl, nvml, jetson, tegrastats):
+        if module in (jetson, tegrastats) and not (jetson.present(root) and module.present(root)):
+            continue
+        if module is tegrastats and any(source.part == "board" and source.covers for source in found):
+            continue  # files tell, and a program beside the measured one costs
+        try:
+            found.append(module.open_source(root))
+        except Exception as error:  # of a driver's library or a file that nobody foresaw: the run must go on
+            failed[f"state.{module.__name__.rpartition('.')[2]}"] = f"{type(error).__name__}: {error}"
+    return found, failed
 
 
 class Sampler:
     """Use it in a `with` block around a run.
 
     Args:
-        gpu: the run uses a GPU. Without it the GPU's own energy is not the run's.
         root: of the file system that tells.
         sources, clock, sleep, idle_s, period_s: for tests.
     """
 
     def __init__(
-        self, *, gpu: bool = True, root: Path = ROOT, sources: Sequence[Source] | None = None,
-        clock: Callable[[], int] = time.perf_counter_ns, sleep: Callable[[float], None] = time.sleep,
-        idle_s: float = IDLE_S, period_s: float = PERIOD_S,
+        self, *, root: Path = ROOT, sources: Sequence[Source] | None = None, clock: Callable[[], int] = time.perf_counter_ns,
+        sleep: Callable[[float], None] = time.sleep, idle_s: float = IDLE_S, period_s: float = PERIOD_S,
     ) -> None:  # fmt: skip
+        self.gpu = True  # the run uses a GPU; set it to False when it is known not to: the GPU's own energy is then not the run's
         self.not_measured: dict[str, str] = {}
         self.cost_ms: list[float] = []  # of each sample
-        self._gpu, self._root, self._given = gpu, root, sources
+        self._root, self._given = root, sources
         self._clock, self._sleep, self._idle_s, self._period_s = clock, sleep, idle_s, period_s
         self._sources: list[Source] = []
-        self._meters: dict[str, Meter] = {}  # by what they cover
+        self._meters: list[tuple[str, str, Meter]] = []  # part, what it covers
         self._at: list[int] = []
         self._readings: list[Reading] = []  # all sources' at one instant
-        self._idle_w: float | None = None
+        self._idle: tuple[int, int] | None = None  # when nothing ran yet
         self._lock, self._over = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="device sampler", daemon=True)
 
@@ -61,15 +65,18 @@ class Sampler:
         self._machine = surroundings.describe(self._root)
         self._cpu = cpu.describe(self._root)
         self._board = jetson.describe(self._root) if jetson.present(self._root) else None
-        self._sources = list(open_sources(self._root) if self._given is None else self._given)
+        self._sources, failed = open_sources(self._root) if self._given is None else (list(self._given), {})
         for source in self._sources:
             self.not_measured |= source.not_measured
+        self.not_measured |= failed
         self._settle()
-        self._meters = {source.covers: Meter() for source in self._metered()}
         self._begun = surroundings.spent(self._root)
         self._take()
         if self._meters and self._idle_s > 0:
-            self._watch_idle()
+            for _ in range(max(1, round(self._idle_s / self._period_s))):
+                self._sleep(self._period_s)
+                self._take()
+            self._idle = self._at[0], self._at[-1]
         self._thread.start()
         return self
 
@@ -82,39 +89,23 @@ class Sampler:
             source.close()
 
     def _settle(self) -> None:
-        """Drop reasons that another source made void, and say once what is missing over all."""
-        given = {name for source in self._sources for name in source.sample().gauges}
-        for key in [f"state.{name.replace(' ', '_')}" for name in given]:
-            self.not_measured.pop(key, None)
-        if not self._metered():
-            only = "only the GPU tells its energy, and the run was on the CPU"
-            gpu = any(source.part == "gpu" and source.covers for source in self._sources)
-            self.not_measured["state.power"] = (
-                only if gpu else "no counter of energy and no power rail can be read"
-            )
+        """Drop reasons that another source made void; find whose energy counts."""
+        for name in {name for source in list(self._sources) for name in self._ask(source).gauges}:
+            self.not_measured.pop(f"state.{name.replace(' ', '_')}", None)
+        having = [source for source in self._sources if source.covers]
+        # a module's rails hold its CPU and its GPU
+        metered = [source for source in having if source.part == "board"][:1] or having
+        self._meters = [(source.part, source.covers, Meter()) for source in metered]
         if not any(source.tells for source in self._sources):
             self.not_measured["state.throttled"] = "nothing on this device tells whether its chip is slowed"
 
-    def _metered(self) -> list[Source]:
-        """Whose energy counts: the module's rails hold all; else the CPU's and, where it runs, the GPU's."""
-        having = [source for source in self._sources if source.covers]
-        board = [source for source in having if source.part == "board"][:1]
-        return board or [source for source in having if source.part == "cpu" or self._gpu]
-
-    def _watch_idle(self) -> None:
-        first = self._at[-1]
-        for _ in range(max(1, round(self._idle_s / self._period_s))):
-            self._sleep(self._period_s)
-            self._take()
-        joules = self._joules(first, self._at[-1])
-        self._idle_w = None if joules is None else joules / ((self._at[-1] - first) / 1e9)
+    def _counted(self) -> list[tuple[str, Meter]]:
+        """(what it covers, meter) of all whose energy is the run's."""
+        return [(covers, meter) for part, covers, meter in self._meters if part != "gpu" or self.gpu]
 
     def _loop(self) -> None:
         while not self._over.wait(self._period_s):
             self._take()
-
-    def begin(self) -> None:
-        """Nothing: it began with the `with` block."""
 
     def tick(self) -> None:
         """Sample if that is due."""
@@ -128,8 +119,9 @@ class Sampler:
             gauges, events, held = dict[str, float](), dict[str, int](), list[str]()
             for source in list(self._sources):
                 reading = self._ask(source)
-                if meter := self._meters.get(source.covers):
-                    meter.add(self._clock(), reading.energy_j, reading.power_w)
+                for _, covers, meter in self._meters:
+                    if covers == source.covers:
+                        meter.add(begun, reading.energy_j, reading.power_w)
                 gauges = {**reading.gauges, **gauges}  # the first to tell is believed
                 events.update(reading.events)
                 held += [words for words in reading.held if words not in held]
@@ -157,9 +149,13 @@ class Sampler:
 
     def _joules(self, begun_ns: int, ended_ns: int) -> float | None:
         with self._lock:
-            parts = [meter.between(begun_ns, ended_ns) for meter in self._meters.values()]
+            parts = [meter.between(begun_ns, ended_ns) for _, meter in self._counted()]
         told = [part for part in parts if part is not None]
         return sum(told) if told and len(told) == len(parts) else None
+
+    def _watts(self, begun_ns: int, ended_ns: int) -> float | None:
+        joules = self._joules(begun_ns, ended_ns)
+        return None if joules is None else joules / ((ended_ns - begun_ns) / 1e9)
 
     def state(self) -> State:
         """How the device was, from the begin of the block until now."""
@@ -171,8 +167,12 @@ class Sampler:
         slowed, others = flags.of_readings(readings)
         fell = flags.of_fall(readings, cpus)
         tells = any(source.tells for source in self._sources)
-        sources = " + ".join(self._meters) or None
-        mean = self._joules(at[0], at[-1]) if len(at) > 1 else None
+        counted = " + ".join(covers for covers, _ in self._counted()) or None
+        if counted is None:
+            gpu = "only the GPU tells its energy, and the run was on the CPU"
+            self.not_measured["state.power"] = (
+                gpu if self._meters else "no counter of energy and no power rail can be read"
+            )
         return State(
             series=(*_series(at, readings), *self._powers()),
             throttled=True if slowed or fell else False if tells else None,
@@ -180,9 +180,9 @@ class Sampler:
                 *slowed, *fell, *flags.of_shares(shares, self._machine.load, cpus), *others,
                 *flags.of_clocks(self._cpu, self._board.fixed if self._board else None),
             ),
-            energy_source=sources,
-            idle_power_w=self._idle_w,
-            mean_power_w=None if mean is None else mean / ((at[-1] - at[0]) / 1e9),
+            energy_source=counted,
+            idle_power_w=self._watts(*self._idle) if self._idle else None,
+            mean_power_w=self._watts(at[0], at[-1]),
             load_before=self._machine.load,
             stolen_share=shares.stolen,
             other_cpu_share=shares.others,
@@ -190,14 +190,11 @@ class Sampler:
 
     def _powers(self) -> list[Series]:
         found = []
-        for source in self._sources:
-            if meter := self._meters.get(source.covers):
-                with self._lock:
-                    at, watts = meter.powers()
-                seconds = [float(value) for value in (at - self._at[0]) / 1e9]
-                found.append(
-                    _thinned(f"{source.part} power", "W", seconds, [float(value) for value in watts])
-                )
+        for part, _, meter in self._meters:
+            with self._lock:
+                at, watts = meter.powers()
+            seconds = [float(value) for value in (at - self._at[0]) / 1e9]
+            found.append(_thinned(f"{part} power", "W", seconds, [float(value) for value in watts]))
         return [series for series in found if series.values]
 
 

@@ -49,18 +49,17 @@ class Time:
         self.now += round(seconds * 1e9)
 
 
-def sampled(sources, steps=20, idle_s=0.0, **settings):
+def sampled(sources, steps=20, idle_s=0.0, gpu=True):
     """A sampler after `steps` samples of half a second. The thread waits for an hour."""
     clock = Time()
-    made = Sampler(
-        sources=sources, clock=clock, sleep=clock.sleep, idle_s=idle_s, root=Path("/nowhere"), **settings
-    )
+    made = Sampler(sources=sources, clock=clock, sleep=clock.sleep, idle_s=idle_s, root=Path("/nowhere"))
     made._over.wait = lambda _: True  # the thread ends at once
     with made:
         for _ in range(steps):
             clock.sleep(0.5)
             made.tick()
             made.tick()  # not due
+        made.gpu = gpu
     return made
 
 
@@ -89,22 +88,23 @@ def test_idle_power_is_watched_first():
 
 
 def test_whose_energy_counts():
-    def energy(**settings):
-        cpu, gpu = (
+    def energy(gpu):
+        cpu, card = (
             Planted(counter(*[10] * 20), "cpu", "RAPL package-0"),
             Planted(counter(*[200] * 20), "gpu", "NVML"),
         )
-        made = sampled([cpu, gpu], **settings)
+        made = sampled([cpu, card], gpu=gpu)
         return made.state().energy_source, made.energy_j(0, 10 * SECOND)
 
-    assert energy(gpu=True) == ("RAPL package-0 + NVML", 2100)
-    assert energy(gpu=False) == ("RAPL package-0", 100)
+    assert energy(True) == ("RAPL package-0 + NVML", 2100)
+    assert energy(False) == ("RAPL package-0", 100)
     board = sampled(
         [Planted(counter(*[10] * 20), "gpu", "NVML"), Planted([Reading(power_w=7)], "board", "rails VDD_IN")]
     )
     assert (board.state().energy_source, board.energy_j(SECOND, 3 * SECOND)) == ("rails VDD_IN", 14)
     alone = sampled([Planted(counter(*[10] * 20), "gpu", "NVML")], gpu=False)
     assert alone.energy_j(0, SECOND) is None
+    assert alone.state().energy_source is None
     assert alone.not_measured["state.power"].startswith("only the GPU tells")
 
 
@@ -127,6 +127,48 @@ def test_nothing_to_ask():
         None,
     )
     assert set(made.not_measured) == {"state.power", "state.throttled"}
+
+
+def test_a_clock_that_goes_on_while_it_is_asked():
+    class Running(Time):
+        def __call__(self):
+            self.now += 1000
+            return self.now
+
+    clock = Running()
+
+    class Steady(Planted):
+        def sample(self):
+            return Reading(energy_j=10 * clock.now / 1e9)
+
+    made = Sampler(
+        sources=[Steady([], "cpu", "RAPL package-0")],
+        clock=clock,
+        sleep=clock.sleep,
+        idle_s=2.0,
+        root=Path("/nowhere"),
+    )
+    made._over.wait = lambda _: True
+    with made:
+        begun = clock()
+        for _ in range(10):
+            clock.sleep(0.5)
+            made.tick()
+        clock.sleep(0.2)
+        assert made.energy_j(begun, clock()) == pytest.approx(52, rel=1e-3)
+        assert made.energy_j(begun, clock() + SECOND) is None  # not yet
+    assert made.state().idle_power_w == pytest.approx(10, rel=1e-3)
+    assert made.state().mean_power_w == pytest.approx(10, rel=1e-3)
+
+
+def test_a_source_that_does_not_open(tmp_path, monkeypatch):
+    def fail(root):
+        raise OSError("no bus")
+
+    monkeypatch.setattr(sampler.thermal, "open_source", fail)
+    found, failed = sampler.open_sources(plant(tmp_path, ORIN_NANO))
+    assert failed == {"state.thermal": "OSError: no bus"}
+    assert [type(source).__name__ for source in found] == ["Surroundings", "Clock", "Rapl", "Nvml", "Jetson"]
 
 
 def test_reasons_of_the_sources_are_kept_unless_another_tells():
