@@ -14,7 +14,7 @@ __all__ = ["Finding", "examine", "to_records"]
 def examine() -> list[Finding]:
     """Look at the machine and the installation. Never raises for something that is merely absent."""
     return [
-        machine.python(), machine.cpu(), machine.memory(), *gpu.look(), *engines.look(),
+        machine.python(), machine.cpu(), machine.clocks(), machine.memory(), *gpu.look(), *engines.look(),
         machine.export(), machine.cache(), *machine.embedded(),
     ]  # fmt: skip
 

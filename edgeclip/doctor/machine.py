@@ -44,6 +44,21 @@ def memory() -> Finding:
     return Finding("memory", True, f"{free:.1f} of {total:.1f} GiB available")
 
 
+def clocks() -> Finding:
+    """What decides whether a latency measured now would be measured again tomorrow: governor, throttling, what it runs in."""
+    from edgeclip.bench.device import cpu as processor
+    from edgeclip.bench.device import surroundings, thermal
+
+    governor, sensors = processor.describe().governor, thermal.open_source()
+    said, within = sensors.sample(), surroundings.virtual()
+    words = [f"governor {governor}" if governor else "no governor is shown"]
+    words += [f"{name.removesuffix(' temperature')} {value:.0f} °C" for name, value in said.gauges.items()]
+    words += [f"slowed by {name}" for name in said.held] + ([f"in {within}"] if within else [])
+    follows = governor is not None and governor != "performance"
+    command = "sudo cpupower frequency-set -g performance" if follows else ""
+    return Finding("clocks", not said.held, ", ".join(words), command)
+
+
 def export() -> Finding:
     """What the workstation needs."""
     missing = [name for name in ("torch", "onnx", "onnxscript") if version_of(name) is None]

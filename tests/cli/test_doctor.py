@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeclip.bench import device
+from edgeclip.bench.device.source import Reading
+from edgeclip.doctor import machine
 from tests.cli.conftest import Edgeclip, Said
 
 CPU, CUDA = "engine onnxruntime-cpu", "engine onnxruntime-cuda"
@@ -83,3 +86,13 @@ def test_run_without_onnxruntime_names_the_command(
     said = edgeclip("classify", photos, "-b", toy, "--label", "a cat")
     assert said.code == 2
     assert said.line.endswith("Run: pip install 'edgeclip[cpu]'")
+
+
+def test_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.cpu, "describe", lambda: device.cpu.Cpu("a CPU", "powersave", False))
+    monkeypatch.setattr(device.surroundings, "virtual", lambda: "kvm")
+    said = Reading({"cpu temperature": 61.4}, held=("cpu-throttle-alert",))
+    monkeypatch.setattr(device.thermal.Thermal, "sample", lambda _: said)
+    found = machine.clocks()
+    assert found.detail == "governor powersave, cpu 61 °C, slowed by cpu-throttle-alert, in kvm"
+    assert (found.ok, found.command) == (False, "sudo cpupower frequency-set -g performance")
