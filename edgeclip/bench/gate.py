@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,8 +54,10 @@ class Gate:
         if change.metric != self.metric or self.scenario not in ("", change.scenario):
             return change
         if self.relative:
-            low = change.change if change.low is None else change.low
-            high = change.change if change.high is None else change.high
+            # no interval: an exact figure, or one of which nothing can be said
+            unknown = math.inf if change.verdict == "undecided" else 0.0
+            low = change.change - unknown if change.low is None else change.low
+            high = change.change + unknown if change.high is None else change.high
             failed = self._past(change.change) and (low > 0 if self.above else high < 0)
         else:
             low, high = ends
