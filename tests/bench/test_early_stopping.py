@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ TABLE = [(p, n, discarded) for p, rows in LOADGEN.items() for n, discarded in ro
 
 
 @pytest.mark.parametrize(("percentile", "queries", "discarded"), TABLE)
-def test_as_many_are_discarded_as_by_loadgen(percentile, queries, discarded):
+def test_as_many_are_discarded_as_by_loadgen(percentile: int, queries: int, discarded: int) -> None:
     found = estimate(range(queries), percentile)
     assert found.discarded == discarded
     assert found.ms == queries - 1 - discarded  # the slowest that is left
@@ -32,14 +34,14 @@ def test_as_many_are_discarded_as_by_loadgen(percentile, queries, discarded):
 @pytest.mark.parametrize(
     ("percentile", "needed"), [(90, 64), (99, 662)]
 )  # LoadGen: "Need to process at least"
-def test_below_that_many_queries_nothing_is_said(percentile, needed):
+def test_below_that_many_queries_nothing_is_said(percentile: int, needed: int) -> None:
     assert queries_needed(percentile) == needed
     assert estimate(range(needed - 1), percentile).ms is None
     assert estimate(range(needed), percentile).ms == needed - 1
 
 
 @pytest.mark.parametrize("share", [Fraction(1, 10), Fraction(1, 100), Fraction(1, 2)])
-def test_binomials_are_exact(share):
+def test_binomials_are_exact(share: Fraction) -> None:
     for queries in (1, 2, 44, 63, 64, 129, 459, 662, 1201):
         below, over = Fraction(0), -1
         while over < queries:
@@ -50,7 +52,7 @@ def test_binomials_are_exact(share):
         assert most_over(queries, float(share), 0.01) == over, queries
 
 
-def test_the_percentile_is_above_the_bound_in_one_run_of_a_hundred():
+def test_the_percentile_is_above_the_bound_in_one_run_of_a_hundred() -> None:
     runs, queries, truth = 4000, 400, -np.log(0.1)  # p90 of an exponential
     rng = np.random.default_rng(3)
     drawn = np.sort(rng.exponential(size=(runs, queries)), axis=1)
@@ -61,7 +63,7 @@ def test_the_percentile_is_above_the_bound_in_one_run_of_a_hundred():
     assert 0.001 < np.mean(drawn[:, queries - over] < truth) < 0.01
 
 
-def test_many_queries_take_no_time():
+def test_many_queries_take_no_time() -> None:
     ms = list(range(300_000))
 
     def once() -> float:
@@ -83,7 +85,9 @@ def test_many_queries_take_no_time():
         (estimate, "1 - percentile / 100", "0.1"),
     ],
 )
-def test_planted_faults_are_caught(monkeypatch, function, old, new):
+def test_planted_faults_are_caught(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], old: str, new: str
+) -> None:
     monkeypatch.setattr(early_stopping, function.__name__, broken(function, old, new))
     caught = [
         (p, n)

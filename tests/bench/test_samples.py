@@ -32,7 +32,7 @@ def settings():
     return Settings()
 
 
-def test_a_folder_in_the_order_of_its_names(tmp_path, settings):
+def test_a_folder_in_the_order_of_its_names(tmp_path: Path, settings: Settings) -> None:
     write(tmp_path, "b.jpg", "a.png", "c.webp")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "below").mkdir()
@@ -55,7 +55,9 @@ def test_a_folder_in_the_order_of_its_names(tmp_path, settings):
     assert load_inputs(tmp_path / "b.jpg", "embed", settings).pictures == (found.pictures[1],)
 
 
-def test_what_cannot_be_used_is_left_out_and_told(tmp_path, settings, caplog):
+def test_what_cannot_be_used_is_left_out_and_told(
+    tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path, "good.jpg", "cut.jpg", "empty.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:400])
     (tmp_path / "empty.jpg").write_bytes(b"")
@@ -68,7 +70,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path, settings, caplog):
     assert "empty.jpg: the file is empty" in told[1]
 
 
-def test_bad_folders_are_refused_in_one_line(tmp_path, settings):
+def test_bad_folders_are_refused_in_one_line(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(
         InputError, match=r"nowhere: no such file or folder\. Expected a folder of pictures\.$"
     ):
@@ -86,7 +88,7 @@ def test_bad_folders_are_refused_in_one_line(tmp_path, settings):
         load_inputs(None, "detect", settings)
 
 
-def test_of_too_many_the_seed_chooses(tmp_path, monkeypatch):
+def test_of_too_many_the_seed_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, *(f"{i}.png" for i in range(9)))
     monkeypatch.setattr(samples, "MOST_PICTURES", 4)
     found = [load_inputs(tmp_path, "classify", Settings(seed=seed)).pictures for seed in (0, 0, 1)]
@@ -95,7 +97,9 @@ def test_of_too_many_the_seed_chooses(tmp_path, monkeypatch):
     assert [len(one) for one in found] == [4, 4, 4]
 
 
-def test_at_most_so_many_bytes_but_one_picture(tmp_path, monkeypatch, settings):
+def test_at_most_so_many_bytes_but_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
     write(tmp_path, "a.png", "b.png", "c.png")
     sizes = [len((tmp_path / name).read_bytes()) for name in ("a.png", "b.png")]
     monkeypatch.setattr(samples, "MOST_BYTES", sum(sizes))
@@ -104,7 +108,9 @@ def test_at_most_so_many_bytes_but_one_picture(tmp_path, monkeypatch, settings):
     assert len(load_inputs(tmp_path, "classify", settings).pictures) == 1
 
 
-def test_without_a_folder_edgeclip_makes_pictures(settings, monkeypatch):
+def test_without_a_folder_edgeclip_makes_pictures(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generated, "COUNT", 3)
     found = load_inputs(None, "classify", settings)
     assert (found.facts.kind, found.facts.count, found.facts.median_pixels) == ("generated", 3, 640 * 480)
@@ -113,7 +119,7 @@ def test_without_a_folder_edgeclip_makes_pictures(settings, monkeypatch):
     assert all(150_000 < len(data) < 200_000 for data in found.pictures)  # photographs: 176,000
 
 
-def test_made_pictures_have_the_spectrum_of_photographs():
+def test_made_pictures_have_the_spectrum_of_photographs() -> None:
     grey = np.asarray(Image.open(io.BytesIO(generated._picture(0))).convert("L"), np.float64)
     power = np.abs(np.fft.rfft2(grey - grey.mean())) ** 2
     frequency = np.hypot(np.fft.fftfreq(480)[:, None], np.fft.rfftfreq(640)[None])
@@ -126,7 +132,7 @@ def test_made_pictures_have_the_spectrum_of_photographs():
 
 @pytest.mark.parity
 @needs_photographs
-def test_made_pictures_cost_what_photographs_do():
+def test_made_pictures_cost_what_photographs_do() -> None:
     found = [path.read_bytes() for path in photographs()]
     found = [data for data in found if Image.open(io.BytesIO(data)).size == (640, 480)]
 
@@ -145,7 +151,7 @@ def test_made_pictures_cost_what_photographs_do():
     assert 0.95 < np.median(list(map(len, made))) / np.median(list(map(len, found))) < 1.1  # 1.02
 
 
-def test_texts_are_sentences_or_the_labels(settings):
+def test_texts_are_sentences_or_the_labels(settings: Settings) -> None:
     found = load_inputs(None, "search", settings)
     assert found.texts == generated.SENTENCES
     assert found.pictures == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
 from edgeclip.bench.tasks import TASKS, classify, open_task, unit_of
 from edgeclip.errors import InputError
+from edgeclip.runtime.model import Model
 from edgeclip.runtime.prompts import Prompts
 from tests.runtime.toy import make_bundle, picture
 from tests.runtime.toy import text_reference as reference
@@ -52,7 +55,9 @@ def counted(model, monkeypatch):
     return seen
 
 
-def test_classify_gives_labels_and_embeds_no_text_in_a_query(model, inputs, monkeypatch):
+def test_classify_gives_labels_and_embeds_no_text_in_a_query(
+    model: Model, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = open_task("classify", model, inputs, Settings(labels=("cat", "dog")))
     seen = counted(model, monkeypatch)
     one, several = task.query([2]), task.query([0, 2, 2])
@@ -64,13 +69,13 @@ def test_classify_gives_labels_and_embeds_no_text_in_a_query(model, inputs, monk
     assert (task.unit, task.samples) == ("picture", 4)
 
 
-def test_classify_without_labels_goes_by_twenty_nouns(model, inputs):
+def test_classify_without_labels_goes_by_twenty_nouns(model: Model, inputs: Inputs) -> None:
     task = open_task("classify", model, inputs, Settings())
     assert set(task.query([0]).labels) == set(NOUNS)
     assert len(NOUNS) == 20
 
 
-def test_classify_goes_by_baked_labels_where_there_are_any(inputs):
+def test_classify_goes_by_baked_labels_where_there_are_any(inputs: Inputs) -> None:
     class Baked:
         labels = ("cat", "dog")
         asked: list[object] = []  # noqa: RUF012
@@ -97,14 +102,16 @@ def test_classify_goes_by_baked_labels_where_there_are_any(inputs):
         classify.labels_of(Baked(), Settings(labels=("a", "b")))
 
 
-def test_embed_gives_vectors(model, inputs):
+def test_embed_gives_vectors(model: Model, inputs: Inputs) -> None:
     task = open_task("embed", model, inputs, Settings())
     np.testing.assert_array_equal(task.query([1]), model.embed_images(inputs.pictures[1]))
     assert task.query([1, 3, 1]).shape == (3, 8)
 
 
 @pytest.mark.parametrize("name", ["embed-text", "search"])
-def test_texts_are_computed_anew_in_every_query_and_twice_in_one(model, inputs, monkeypatch, name):
+def test_texts_are_computed_anew_in_every_query_and_twice_in_one(
+    model: Model, inputs: Inputs, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     model.embed_texts(list(TEXTS))  # known before
     task = open_task(name, model, inputs, Settings(index_size=50))
     seen = counted(model, monkeypatch)
@@ -114,7 +121,7 @@ def test_texts_are_computed_anew_in_every_query_and_twice_in_one(model, inputs, 
     assert (task.unit, task.samples) == ("text", 3)
 
 
-def test_texts_are_kept_again_when_asked(model, monkeypatch):
+def test_texts_are_kept_again_when_asked(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.keep_texts(0)
     without = model.embed_texts([*TEXTS, TEXTS[0]])
     model.keep_texts(2)
@@ -126,7 +133,7 @@ def test_texts_are_kept_again_when_asked(model, monkeypatch):
         model.keep_texts(-1)
 
 
-def test_embed_text_gives_the_vectors_of_the_text_tower(model, inputs):
+def test_embed_text_gives_the_vectors_of_the_text_tower(model: Model, inputs: Inputs) -> None:
     task = open_task("embed-text", model, inputs, Settings())
     for i, text in enumerate(TEXTS):
         ids = model.encode_texts([text]).input_ids
@@ -135,7 +142,7 @@ def test_embed_text_gives_the_vectors_of_the_text_tower(model, inputs):
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_search_finds_the_ten_best(model, inputs, size):
+def test_search_finds_the_ten_best(model: Model, inputs: Inputs, size: int) -> None:
     task = open_task("search", model, inputs, Settings(index_size=size))
     np.testing.assert_allclose(np.linalg.norm(task.index, axis=1), 1, atol=1e-6)
     rows, scores = task.query([0, 2])
@@ -145,7 +152,7 @@ def test_search_finds_the_ten_best(model, inputs, size):
     np.testing.assert_allclose(scores, np.take_along_axis(cosines, expected, 1), atol=1e-6)
 
 
-def test_an_index_is_the_same_for_the_same_seed(model, inputs):
+def test_an_index_is_the_same_for_the_same_seed(model: Model, inputs: Inputs) -> None:
     made = [
         open_task("search", model, inputs, Settings(index_size=20, seed=seed)).index for seed in (0, 0, 1)
     ]
@@ -165,13 +172,15 @@ def test_an_index_is_the_same_for_the_same_seed(model, inputs):
         ("classify", "an image", {"image": False}),
     ],
 )
-def test_a_bundle_without_the_tower_is_refused(tmp_path, inputs, name, tower, there_is):
+def test_a_bundle_without_the_tower_is_refused(
+    tmp_path: Path, inputs: Inputs, name: str, tower: str, there_is: dict[str, bool]
+) -> None:
     line = rf"toy: task '{name}' needs {tower} tower that gives embeddings.*; the bundle has none\. Choose another task or bundle\.$"
     with load(make_bundle(tmp_path / "toy", **there_is)) as model, pytest.raises(InputError, match=line):
         open_task(name, model, inputs, Settings())
 
 
-def test_what_is_no_task_is_refused_with_what_there_is(model, inputs):
+def test_what_is_no_task_is_refused_with_what_there_is(model: Model, inputs: Inputs) -> None:
     with pytest.raises(
         InputError,
         match=r"^task 'detect': no such task\. Choose one of classify, embed, embed-text, search\.$",

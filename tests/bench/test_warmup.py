@@ -30,7 +30,7 @@ class Machine:
         return of(self.query, lambda: ([i] for i in count()), min_seconds, self.clock)
 
 
-def test_a_steady_machine_is_warm_after_a_second():
+def test_a_steady_machine_is_warm_after_a_second() -> None:
     found, median_ms = Machine(lambda k, i: 10).warm()
     assert found.steady
     assert median_ms == 10
@@ -38,7 +38,7 @@ def test_a_steady_machine_is_warm_after_a_second():
     assert found.queries == round(100 * found.seconds)
 
 
-def test_a_machine_that_settles_is_waited_for():
+def test_a_machine_that_settles_is_waited_for() -> None:
     machine = Machine(lambda k, i: 10 + 30 * 0.99**k)  # within 2 % from window to window at about k = 200
     found, median_ms = machine.warm()
     assert found.steady
@@ -46,14 +46,14 @@ def test_a_machine_that_settles_is_waited_for():
     assert 10 < median_ms < 13
 
 
-def test_a_machine_that_never_settles_is_given_up_after_ten_seconds():
+def test_a_machine_that_never_settles_is_given_up_after_ten_seconds() -> None:
     found, _ = Machine(lambda k, i: 10 * 1.005**k).warm()
     assert not found.steady
     assert 10 <= found.seconds < 11
 
 
 @pytest.mark.parametrize("min_seconds", [2.0, 0.5])
-def test_it_takes_at_most_three_tenths_of_the_measurement(min_seconds):
+def test_it_takes_at_most_three_tenths_of_the_measurement(min_seconds: float) -> None:
     found, _ = Machine(lambda k, i: 10 * 1.02**k).warm(min_seconds)
     assert not found.steady
     assert found.seconds <= 0.3 * min_seconds + 0.05
@@ -62,18 +62,18 @@ def test_it_takes_at_most_three_tenths_of_the_measurement(min_seconds):
     assert 0.15 * min_seconds <= steady.seconds < 0.3 * min_seconds
 
 
-def test_a_slow_model_makes_two_queries_at_least():
+def test_a_slow_model_makes_two_queries_at_least() -> None:
     found, median_ms = Machine(lambda k, i: 4000).warm(min_seconds=2)
     assert (found.queries, found.steady, median_ms) == (2, False, 4000)
 
 
-def test_ten_queries_at_least_where_time_allows():
+def test_ten_queries_at_least_where_time_allows() -> None:
     found, _ = Machine(lambda k, i: 400).warm()
     assert found.steady
     assert found.queries >= 10
 
 
-def test_every_window_makes_the_same_queries_so_that_pictures_do_not_pass_for_noise():
+def test_every_window_makes_the_same_queries_so_that_pictures_do_not_pass_for_noise() -> None:
     machine = Machine(
         lambda k, i: 5 + i % 40
     )  # slower pictures come later: windows of other pictures would differ
@@ -92,7 +92,9 @@ def test_every_window_makes_the_same_queries_so_that_pictures_do_not_pass_for_no
         ("queries >= 2 and ", "", Machine(lambda k, i: 40_000)),
     ],
 )
-def test_planted_faults_are_caught(monkeypatch, old, new, machine):
+def test_planted_faults_are_caught(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, machine: Machine
+) -> None:
     right, _ = Machine(machine.pace).warm()
     monkeypatch.setattr(warmup, "kept", ([i] for i in count()), raising=False)
     wrong, _ = machine.warm(of=broken(warm_up, old, new))
