@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgeclip.bench.report import TowerUsed
 from edgeclip.bench.settings import Settings
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Bundle, Variant
 from edgeclip.runtime.model import Model, load
 
 
@@ -38,20 +38,24 @@ def open_model(bundle: Bundle, settings: Settings, threads: int = 0) -> Model:
 
 def used(model: Model) -> Used:
     """What is open in a model after its first calls."""
-    info, manifest = model.info(), model.manifest
-    own = {variant.id: variant for variant in manifest.variants}
-    towers, reasons = [], []
-    for name, facts in info.towers.items():
-        variant = own.get(facts["variant"])  # None: made beside an engine that was built on this machine
-        towers.append(
-            TowerUsed(
-                tower=name,
-                engine=facts["engine"],
-                provider=facts["provider"],
-                variant=facts["variant"],
-                precision=variant.computes_in if variant else facts["precision"],
-                graph_sha256=manifest.files[variant.files[0]].sha256 if variant else "",
-            )
+    opened = [(tower, tower.engine) for tower in model.towers]
+    towers = tuple(
+        TowerUsed(
+            tower=tower.name,
+            engine=engine.name,
+            provider=engine.provider,
+            variant=engine.variant.id,
+            precision=engine.variant.computes_in,
+            graph_sha256=_graph(model, engine.variant),
         )
-        reasons += [facts["fell_back"]] if "fell_back" in facts else []
-    return Used(tuple(towers), info.threads, "; ".join(dict.fromkeys(reasons)))
+        for tower, engine in opened
+        if engine is not None
+    )
+    reasons = dict.fromkeys(tower.fell_back for tower, engine in opened if engine and tower.fell_back)
+    return Used(towers, model.info().threads, "; ".join(reasons))
+
+
+def _graph(model: Model, variant: Variant) -> str:
+    """SHA-256 of the bundle's own graph; "" for one that was made beside an engine of this machine."""
+    own = {one.id: one for one in model.manifest.variants}.get(variant.id)
+    return model.manifest.files[own.files[0]].sha256 if own else ""

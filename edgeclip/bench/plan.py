@@ -12,9 +12,10 @@ from edgeclip.errors import InputError
 
 Tell = Callable[[str, float], None]  # what is being done, seconds left until the end
 
+LOOK, LOOK_S = "look at the device", 3.0  # idle power, and pictures that are made
 PROCESS_S = 1.0  # a fresh process: Python, numpy, onnxruntime
 BYTES_PER_S = 300e6  # of a bundle, while it is opened: weights read and packed
-WARMUP_S = 1.5  # of one launch
+WARMUP_S = 1.5  # of one launch, or three tenths of it where that is less
 ROOFLINE_S = 2.5  # probes and counting, beside part_seconds
 
 
@@ -44,13 +45,14 @@ def steps_of(settings: Settings, size_bytes: int, variants: int, cores: int) -> 
         cores: that this process may use.
     """
     process = PROCESS_S + size_bytes / BYTES_PER_S
-    found: list[tuple[str, float]] = []
+    found = [(LOOK, LOOK_S)]
     for name in settings.scenarios:
         launches = launches_of(name, settings)
-        each = process + WARMUP_S + settings.min_seconds / launches
+        seconds = settings.min_seconds / launches
+        each = process + min(WARMUP_S, 0.3 * seconds) + seconds
         found += [(launch_name(name, k, launches), each) for k in range(launches)]
     point = settings.part_seconds + 0.5
-    seconds: dict[Part, float] = {
+    parts: dict[Part, float] = {
         "stages": process + point,
         "batches": len(settings.batches) * point,
         "roofline": 2 * settings.part_seconds + ROOFLINE_S,
@@ -59,7 +61,7 @@ def steps_of(settings: Settings, size_bytes: int, variants: int, cores: int) -> 
         "memory": 2 * process,
         "cold": 2 * settings.cold_starts * process,
     }
-    return found + [(part, seconds[part]) for part in PARTS if part in settings.parts]
+    return found + [(part, parts[part]) for part in PARTS if part in settings.parts]
 
 
 def launches_of(name: ScenarioName, settings: Settings) -> int:

@@ -64,7 +64,7 @@ def settings_options(command: F) -> F:
         )
         return command(settings=settings, **others)
 
-    found = cast("F", engine_options(cast("F", parsed)))
+    found = cast("F", engine_options(parsed))
     for option in reversed(
         (
             click.option("--task", default="classify", show_default=True, metavar="TASK", help="What a query does: classify, embed, embed-text or search."),
@@ -127,7 +127,7 @@ def live_line() -> Iterator[Tell]:
         yield lambda what, left_s: say(f"{what}{_left(left_s)}")
         return
     line = _Line()
-    with notes().status(line, refresh_per_second=2):  # type: ignore[arg-type]  # any renderable will do
+    with notes().status(line, refresh_per_second=2):
         yield line.tell
 
 

@@ -26,10 +26,10 @@ def test_launches_share_a_scenario_out() -> None:
 
 def test_steps_stand_in_the_order_in_which_they_run() -> None:
     names = [name for name, _ in steps_of(SETTINGS, 10_000_000, variants=2, cores=4)]
-    assert names[:4] == ["single-stream 1/3", "single-stream 2/3", "single-stream 3/3", "multi-stream 1/3"]
-    assert names[9:] == ["server", *PARTS]
+    assert names[:4] == ["look at the device", "single-stream 1/3", "single-stream 2/3", "single-stream 3/3"]
+    assert names[10:] == ["server", *PARTS]
     only = replace(SETTINGS, scenarios=("offline",), parts=("cold",))
-    assert [name for name, _ in steps_of(only, 0, 1, 1)][3:] == ["cold"]
+    assert [name for name, _ in steps_of(only, 0, 1, 1)][4:] == ["cold"]
 
 
 def test_time_that_is_left_shrinks_and_skips_what_was_left_out() -> None:
