@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeclip.bench.cells import Matrix
 from edgeclip.bench.comparison import Comparison
-from edgeclip.bench.render import markdown, text
+from edgeclip.bench.render import html, html_compared, markdown, text
 from edgeclip.bench.report import Report
 
 Shown = Report | Comparison | Matrix
@@ -22,3 +22,16 @@ def to_markdown(found: Shown) -> str:
     if isinstance(found, Report):
         return markdown.of_report(found)
     return markdown.of_comparison(found) if isinstance(found, Comparison) else markdown.of_matrix(found)
+
+
+def to_html(found: Shown, sides: tuple[Report, Report] | None = None) -> str:
+    """One page that needs nothing beside it.
+
+    Args:
+        sides: of a comparison, the reports of A and B, for their histograms.
+    """
+    if isinstance(found, Report):
+        return html.of_report(found)
+    if isinstance(found, Comparison):
+        return html_compared.of_comparison(found, sides)
+    return html_compared.of_matrix(found)

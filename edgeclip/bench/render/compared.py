@@ -60,7 +60,8 @@ def changes(comparison: Comparison) -> Grid:
 
 def cells(matrix: Matrix) -> Grid:
     """One row each cell; those that failed have their reason below."""
-    rows, reasons = [], {}
+    rows: list[tuple[str, ...]] = []
+    reasons: dict[str, list[str]] = {}
     for c in matrix.cells:
         if c.state == "failed" or c.latency is None:
             reasons.setdefault(c.reason or "no reason was kept", []).append(

@@ -1,0 +1,180 @@
+"""A report as one page, in the order in which an engineer asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from edgeclip.bench.render import plots, tables
+from edgeclip.bench.render.page import bullets, card, facts, figure, page, paragraph, section, table
+from edgeclip.bench.render.page import plots as side_by_side
+from edgeclip.bench.render.svg import tag, text
+from edgeclip.bench.render.words import a_few, fixed, number, percent
+from edgeclip.bench.report import Report, ScenarioResult
+from edgeclip.bench.settings import Settings
+
+
+def of_report(report: Report) -> str:
+    """The whole page."""
+    name = report.subject.name
+    parts = [
+        tag("header", tag("h1", f"Latency of {text(name)}") + _doubts(report) + facts(tables.subject(report))),
+        _figures(report),
+        *(_scenario(result) for result in report.scenarios),
+        _stages(report),
+        _sweeps(report),
+        _cold(report),
+        section("Memory and size", facts(tables.memory(report))),
+        _roofline(report),
+        _state(report),
+        _variants(report),
+        section("Settings", facts(_settings(report.settings))),
+        section("Not measured", facts(report.not_measured.items()) if report.not_measured else paragraph("Nothing is missing.")),
+        _footer(report),
+    ]  # fmt: skip
+    return page(f"Latency of {name} on {report.device.name}", "\n".join(parts))
+
+
+def _doubts(report: Report) -> str:
+    return bullets(tables.doubts(report), "doubts bad" if report.state.throttled else "doubts")
+
+
+def _figures(report: Report) -> str:
+    unit = tables.samples(report)
+    cards = "".join(_card(result, unit) for result in report.scenarios)
+    return section(
+        "Results",
+        tag("div", cards, class_="cards"),
+        table(tables.scenarios(report)),
+        paragraph("In brackets: intervals of 95 %. At most: the bound that holds with 99 % confidence, by MLPerf's early stopping."),
+    )  # fmt: skip
+
+
+def _card(result: ScenarioResult, unit: str) -> str:
+    lines = [
+        f"{number(result.throughput_per_s)} {unit}/s"
+        if result.scenario != "offline"
+        else f"p50 of a call {fixed(result.latency.p50.ms)} ms"
+    ]
+    if result.energy_j is not None:
+        lines.append(f"{number(result.energy_j)} J for each of the {unit}")
+    if result.mean_batch is not None:
+        lines.append(f"{number(result.mean_batch)} queries share a call")
+    runs = (
+        f"{a_few(result.queries, 'query')} in {number(result.seconds)} s, {a_few(result.launches, 'launch')}"
+    )
+    return card(result.scenario, tables.headline(result, unit), *lines, runs)
+
+
+def _scenario(result: ScenarioResult) -> str:
+    title = f"Latencies: {result.scenario}"
+    if result.latencies is None or not result.latencies.ms:
+        return section(title, paragraph("Single latencies were not kept."))
+    pulse = (
+        " Dashed: the machine's own pulse, scaled to p50: where both rise, it is the machine."
+        if result.pulse
+        else ""
+    )
+    return section(
+        title,
+        side_by_side(
+            figure("Histogram.", plots.histogram(result), plots.beyond(result)),
+            figure("Cumulative.", plots.cumulative(result), "The axis is logarithmic."),
+            figure("Over time.", plots.timeline(result), f"Line: median of the neighbours; dotted: a new process; at the top edge: beyond the axis.{pulse}"),
+        ),
+    )  # fmt: skip
+
+
+def _missing(report: Report, key: str) -> str:
+    return paragraph(f"{tables.missing(report, key).capitalize()}.")
+
+
+def _stages(report: Report) -> str:
+    if report.stages is None:
+        return section("Stages of a call", _missing(report, "stages"))
+    colours = [plots.colour(i) for i in range(len(report.stages.stages))]
+    shown = tables.stages(report)
+    return section("Stages of a call", figure("", plots.stage_bar(report.stages)), table(shown, colours))
+
+
+def _sweeps(report: Report) -> str:
+    unit, parts = tables.samples(report), []
+    for name, points, draw in (
+        ("batch", report.batches, plots.curve),
+        ("threads", report.threads, plots.scaling),
+    ):
+        title = "Throughput and latency over batch sizes." if name == "batch" else "Throughput over threads."
+        note = "" if name == "batch" else "Dashed: if each thread brought as much as the first."
+        if any(not point.failed for point in points):
+            drawn = figure(title, draw(points, unit), note)
+        else:
+            drawn = tag("p", tag("b", text(title))) + (
+                "" if points else _missing(report, "batches" if name == "batch" else name)
+            )
+        parts.append(tag("div", drawn + table(tables.sweep(report, points, name))))
+    return section("Batch sizes and threads", side_by_side(*parts))
+
+
+def _cold(report: Report) -> str:
+    if not report.cold:
+        return section("Cold start", _missing(report, "cold"))
+    notes = bullets(tables.absent(report, "cold"))
+    return section("Cold start", figure("", plots.cold_bars(report.cold)), table(tables.cold(report)), notes)
+
+
+def _roofline(report: Report) -> str:
+    if not report.roofline:
+        return section("Roofline", _missing(report, "roofline"))
+    shares = "; ".join(
+        f"{r.tower}, batch {r.batch}: {percent(r.share_of_peak)} of the peak" for r in report.roofline
+    )
+    return section(
+        "Roofline",
+        side_by_side(
+            figure("Roofline.", plots.roof_plot(report.roofline), f"By a product of matrices and a copy measured on this machine. {shares}."),
+            figure("Operators.", plots.operators(report.roofline), "Share of the tower's time."),
+        ),
+        table(tables.roofline(report)),
+        bullets(tables.absent(report, "roofline")),
+    )  # fmt: skip
+
+
+def _state(report: Report) -> str:
+    series = [s for s in report.state.series if s.values]
+    drawn = [figure(f"{s.name}, {s.unit}.", plots.readings(s), f"From {number(min(s.values))} to {number(max(s.values))}.") for s in series]  # fmt: skip
+    absent = tables.absent(report, "state")
+    return section(
+        "The device during the run", facts(tables.state(report)), side_by_side(*drawn), bullets(absent)
+    )
+
+
+def _variants(report: Report) -> str:
+    if not report.variants:
+        return section("Fidelity against speed", _missing(report, "variants"))
+    note = "Left and low is better. Only variants that run here and state a distance."
+    drawn = figure("Variants of the image tower.", plots.scatter(report.variants), note)
+    return section(
+        "Fidelity against speed",
+        drawn,
+        table(tables.variants(report)),
+        bullets(tables.absent(report, "variants")),
+    )
+
+
+def _settings(settings: Settings) -> list[tuple[str, str]]:
+    return [(f.name, _said(getattr(settings, f.name))) for f in fields(settings)]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value)) or "none given"
+    return str(value)
+
+
+def _footer(report: Report) -> str:
+    ids = f"model_id {report.subject.model_id[:16]}, bundle {report.subject.digest[:16]}, inputs {report.inputs.sha256[:16]}"
+    cost = (
+        f"Measuring adds {number(report.harness_us)} µs to a query. The run took {number(report.seconds)} s."
+    )
+    made = f"Measured {report.created} by edgeclip {report.edgeclip}. {cost} {ids}. All figures are in the JSON file that `edgeclip bench -o` wrote."
+    return tag("footer", paragraph(made))
