@@ -43,6 +43,11 @@ class Bundle:
         return self.root.name if self.root.parent == EMBEDDED.resolve() else str(self.root)
 
     @property
+    def size_bytes(self) -> int:
+        """Of all files that the manifest lists."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    @property
     def cache(self) -> Path:
         """The folder for what this machine adds (engines, local reports). Not created here."""
         return cache_folder() / self.digest
