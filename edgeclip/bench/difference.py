@@ -85,10 +85,17 @@ def difference(a: Timed, b: Timed, percent: float | None) -> Difference | None:
     return Difference(log, student(freedom) * math.sqrt(error**2 + floor), corrected)
 
 
-def paired(logs: Floats) -> Difference:
-    """Student's interval for the mean of (N,) logarithms of ratios, N at least 2."""
-    half = student(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    return Difference(float(logs.mean()), half, corrected=False)
+def in_turns(a: Floats, b: Floats, unit: NDArray[np.intp], percent: float | None) -> Difference:
+    """B against A, run in turns with the same queries.
+
+    Args:
+        a, b: (N,) logarithms of latencies.
+        unit: (N,) from 0, at least two: what is left out of both at once.
+    """
+    ones = np.ones(len(unit))
+    logs = _left_out(b, ones, unit, percent) - _left_out(a, ones, unit, percent)
+    half = student(len(logs) - 2) * math.sqrt(_variance(logs))
+    return Difference(float(logs[0]), half, corrected=False)
 
 
 def units(latencies: Latencies) -> NDArray[np.intp]:
@@ -134,8 +141,13 @@ def _difference(
 ) -> tuple[float, float]:
     """log(B / A), and its standard error by leaving out one unit after another."""
     figures = [_left_out(*run, percent) for run in zip(logs, weights, drawn, strict=True)]
-    variance = sum((len(f) - 2) / (len(f) - 1) * float(((f[1:] - f[1:].mean()) ** 2).sum()) for f in figures)
-    return float(figures[1][0] - figures[0][0]), math.sqrt(variance)
+    return float(figures[1][0] - figures[0][0]), math.sqrt(sum(map(_variance, figures)))
+
+
+def _variance(figures: Floats) -> float:
+    """Of a figure, from (1 + U,): with all units, and without each."""
+    without = figures[1:]
+    return (len(without) - 1) / len(without) * float(((without - without.mean()) ** 2).sum())
 
 
 def _left_out(logs: Floats, weights: Floats, unit: NDArray[np.intp], percent: float | None) -> Floats:
