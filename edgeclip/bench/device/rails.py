@@ -52,8 +52,8 @@ def _of_hwmon(chip: Path) -> Iterable[Rail]:
     for label in sorted(chip.glob("in*_label")):
         number_ = label.name[len("in") : -len("_label")]
         name, volts, amperes = text(label), chip / f"in{number_}_input", chip / f"curr{number_}_input"
-        # in7 of an INA3221 is the "sum of shunt voltages", no rail
-        if name and name != "NC" and "shunt" not in name and amperes.exists():
+        # in7 of an INA3221 is the "sum of shunt voltages": no rail, and it has no current
+        if name and name != "NC" and amperes.exists():
             power = chip / f"power{number_}_input"
             yield Rail(name, (power, 1e6)) if power.exists() else Rail(name, None, (volts, amperes))
 

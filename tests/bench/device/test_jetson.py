@@ -157,6 +157,12 @@ def test_a_line_in_full():
     assert (line.emc_load, line.gpu_load) == (10, 99)
     assert line.temperatures == {"pll": 40, "cpu": 46.5, "pmic": 100, "gpu": 43, "ao": 45, "thermal": 46.2}
     assert line.rails_w == {"POM_5V_IN": 4.25, "POM_5V_GPU": 0.48, "POM_5V_CPU": 1.52}  # neither RAM nor SWAP
+    assert list(tegrastats.parse(AGX_ORIN_5).rails_w) == [
+        "VDD_GPU_SOC",
+        "VDD_CPU_CV",
+        "VIN_SYS_5V0",
+        "VDDQ_VDD2_1V8AO",
+    ]
     assert tegrastats.parse("RAM 1/2MB CPU [1%,2%]@1420 GR3D_FREQ 5%").cpu_mhz == 1420
     assert tegrastats.parse("RAM 1/2MB CPU [1%@1] EMC_FREQ 0% GR3D_FREQ 5% VIC off").gpu_mhz is None
     for wrong in ("", "tegrastats: command not found", "RAM 1/2MB", "CPU [1%@2]"):
