@@ -170,7 +170,7 @@ class Memory:
     rss_bytes: int | None  # resident, after some calls
     peak_rss_bytes: int | None
     device_bytes: int | None  # of the GPU
-    estimated_bytes: int  # what `inspect --memory` says of these towers
+    estimated_bytes: int  # what `inspect --memory` says of these towers, and a process without any
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ class Classify:
         return self.model.classify([self.pictures[i] for i in samples], self.labels, batch_size=len(samples))
 
 
-def open_task(model: Model, inputs: Inputs, settings: Settings) -> Classify:
-    """Raises InputError for a bundle that cannot tell these labels."""
-    return Classify(model, inputs.pictures, labels_of(model, settings))
+def open_task(model: Model, inputs: Inputs, settings: Settings, labels: LabelPack | None = None) -> Classify:
+    """By these labels; None: by `labels_of`. Raises InputError for a bundle that cannot tell them."""
+    return Classify(model, inputs.pictures, labels or labels_of(model, settings))
 
 
 def labels_of(model: Model, settings: Settings) -> LabelPack | None:

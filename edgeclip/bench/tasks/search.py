@@ -12,6 +12,7 @@ from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
 from edgeclip.bench.tasks import Unit, require_tower
 from edgeclip.errors import InputError
+from edgeclip.runtime import stages
 from edgeclip.runtime.model import Model
 
 UNIT: Unit = "text"
@@ -34,11 +35,15 @@ class Search:
 
     def query(self, samples: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """(N, 10) rows of the index, nearest first, and their cosines; fewer where the index has fewer."""
-        cosines = self.model.embed_texts([self.texts[i] for i in samples]) @ self.index.T
+        vectors = self.model.embed_texts([self.texts[i] for i in samples])
+        begun = stages.begin()
+        cosines = vectors @ self.index.T
         best = np.argpartition(-cosines, min(BEST, cosines.shape[1]) - 1, axis=1)[:, :BEST]
         scores = np.take_along_axis(cosines, best, 1)
         order = np.argsort(-scores, axis=1, kind="stable")
-        return np.take_along_axis(best, order, 1), np.take_along_axis(scores, order, 1)
+        found = np.take_along_axis(best, order, 1), np.take_along_axis(scores, order, 1)
+        stages.end("head", begun)
+        return found
 
 
 def open_task(model: Model, inputs: Inputs, settings: Settings) -> Search:
