@@ -17,7 +17,7 @@ from typing import Literal
 from edgeclip.bench.device import rails
 from edgeclip.bench.device.source import ROOT, Reading, known, number, text, whole, why_not
 
-_TREE = "sys/firmware/devicetree/base"
+_TREE, _SOC, _RELEASE = "sys/firmware/devicetree/base", "sys/devices/soc0", "etc/nv_tegra_release"
 _GPU = re.compile(
     r".*\.(gpu|ga10b|gv11b|gp10b)|gpu-gpc-\d+"
 )  # Orin and Nano, Orin on JetPack 5, Xavier, TX2; Thor
@@ -39,19 +39,21 @@ class Board:
 
 
 def present(root: Path = ROOT) -> bool:
-    """Whether this is a Jetson, seen from a container too."""
-    return "nvidia,tegra" in (text(root / _TREE / "compatible") or "")
+    """Whether this is a Jetson. Docker hides the device tree, not the rest."""
+    if "nvidia,tegra" in (text(root / _TREE / "compatible") or "") or (root / _RELEASE).exists():
+        return True
+    return text(root / _SOC / "family") == "Tegra"
 
 
 def describe(root: Path = ROOT) -> Board:
     """The board."""
-    known_ = re.search(r"R(\d+)\D+?REVISION: ([\d.]+)", whole(root / "etc/nv_tegra_release") or "")
+    known_ = re.search(r"R(\d+)\D+?REVISION: ([\d.]+)", whole(root / _RELEASE) or "")
     folders = _gpu(root)
     bounds = [(number(folder / "min_freq", 1e6), number(folder / "max_freq", 1e6)) for folder in folders]
     readable = bounds and all(low is not None and high is not None for low, high in bounds)
     program = shutil.which("nvpmodel", path=f"{root / 'usr/sbin'}:{root / 'usr/bin'}")
     return Board(
-        text(root / _TREE / "model") or "NVIDIA Jetson",
+        text(root / _TREE / "model") or text(root / _SOC / "machine") or "NVIDIA Jetson",
         f"{known_[1]}.{known_[2]}" if known_ else None,
         power_mode(program) if program else None,
         max(known(high for _, high in bounds), default=None),

@@ -53,14 +53,14 @@ def _of_hwmon(chip: Path) -> Iterable[Rail]:
         number_ = label.name[len("in") : -len("_label")]
         name, volts, amperes = text(label), chip / f"in{number_}_input", chip / f"curr{number_}_input"
         # in7 of an INA3221 is the "sum of shunt voltages": no rail, and it has no current
-        if name and name != "NC" and amperes.exists():
+        if name and amperes.exists():
             power = chip / f"power{number_}_input"
             yield Rail(name, (power, 1e6)) if power.exists() else Rail(name, None, (volts, amperes))
 
 
 def _of_iio(root: Path) -> Iterable[Rail]:
     for label in sorted((root / "sys/bus/i2c/drivers/ina3221x").glob("*/iio:device*/rail_name_*")):
-        if (name := text(label)) and name != "NC":
+        if name := text(label):
             yield Rail(name, (label.with_name(f"in_power{label.name[-1]}_input"), 1e3))
 
 

@@ -30,6 +30,17 @@ def test_boards(tmp_path, tree, name, release, fixed, most):
     )
 
 
+def test_in_a_container(tmp_path):
+    """Docker masks /sys/firmware; soc0 says what is left."""
+    plant(tmp_path, {"sys/devices/soc0/family": "Tegra", "sys/devices/soc0/machine": "NVIDIA Jetson Orin NX"})
+    assert jetson.present(tmp_path)
+    assert jetson.describe(tmp_path).name == "NVIDIA Jetson Orin NX"
+    assert jetson.describe(tmp_path).release is None
+    plant(tmp_path / "l4t", {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1"})
+    assert jetson.present(tmp_path / "l4t")
+    assert jetson.describe(tmp_path / "l4t").release == "36.4.3"
+
+
 def test_a_pc_is_none(tmp_path):
     assert not jetson.present(plant(tmp_path, DESKTOP))
 
