@@ -21,6 +21,10 @@ class Grid:
         at = [self.head.index(name) for name in columns]
         return replace(self, head=columns, rows=tuple(tuple(row[i] for i in at) for row in self.rows))
 
+    def without(self, column: str) -> Grid:
+        """All columns but one."""
+        return self.only(*(name for name in self.head if name != column))
+
     def is_words(self, column: int) -> bool:
         """Stands left."""
         return column == 0 or self.head[column] in self.words

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from edgeclip.bench.render import plots, tables
-from edgeclip.bench.render.page import bullets, card, facts, figure, page, paragraph, section, table
+from edgeclip.bench.render.page import bullets, card, facts, figure, legend, page, paragraph, section, table
 from edgeclip.bench.render.page import plots as side_by_side
 from edgeclip.bench.render.svg import tag, text
-from edgeclip.bench.render.words import a_few, fixed, number, percent
-from edgeclip.bench.report import Report, ScenarioResult
+from edgeclip.bench.render.words import a_few, fixed, number, percent, span
+from edgeclip.bench.report import Quantile, Report, ScenarioResult
 from edgeclip.bench.settings import Settings
 
 
@@ -45,42 +45,44 @@ def _figures(report: Report) -> str:
     return section(
         "Results",
         tag("div", cards, class_="cards"),
-        table(tables.scenarios(report)),
+        table(tables.scenarios(report).without("result")),
         paragraph("In brackets: intervals of 95 %. At most: the bound that holds with 99 % confidence, by MLPerf's early stopping."),
     )  # fmt: skip
 
 
 def _card(result: ScenarioResult, unit: str) -> str:
-    lines = [
-        f"{number(result.throughput_per_s)} {unit}/s"
-        if result.scenario != "offline"
-        else f"p50 of a call {fixed(result.latency.p50.ms)} ms"
-    ]
+    metric = tables.METRICS[result.scenario]
+    rate = f"{number(result.throughput_per_s)} {unit}/s"
+    runs = (
+        f"{a_few(result.queries, 'query')} in {number(result.seconds)} s, {a_few(result.launches, 'launch')}"
+    )
+    if metric == "throughput":
+        title, lines = rate, [f"p50 of a call {fixed(result.latency.p50.ms)} ms"]
+    else:
+        found: Quantile = getattr(result.latency, metric)
+        title, lines = (
+            f"{metric} {fixed(found.ms)} ms",
+            [f"95 % sure: {bounds}" if (bounds := span(found)) else "too few for an interval", rate],
+        )
+    lines.append(tables.bound(result))
     if result.energy_j is not None:
         lines.append(f"{number(result.energy_j)} J for each of the {unit}")
     if result.mean_batch is not None:
         lines.append(f"{number(result.mean_batch)} queries share a call")
-    runs = (
-        f"{a_few(result.queries, 'query')} in {number(result.seconds)} s, {a_few(result.launches, 'launch')}"
-    )
-    return card(result.scenario, tables.headline(result, unit), *lines, runs)
+    return card(result.scenario, title, *lines, runs)
 
 
 def _scenario(result: ScenarioResult) -> str:
     title = f"Latencies: {result.scenario}"
     if result.latencies is None or not result.latencies.ms:
         return section(title, paragraph("Single latencies were not kept."))
-    pulse = (
-        " Dashed: the machine's own pulse, scaled to p50: where both rise, it is the machine."
-        if result.pulse
-        else ""
-    )
+    pulse = " Dashed: the machine's own pulse, scaled." if result.pulse else ""
     return section(
         title,
         side_by_side(
             figure("Histogram.", plots.histogram(result), plots.beyond(result)),
             figure("Cumulative.", plots.cumulative(result), "The axis is logarithmic."),
-            figure("Over time.", plots.timeline(result), f"Line: median of the neighbours; dotted: a new process; at the top edge: beyond the axis.{pulse}"),
+            figure("Over time.", plots.timeline(result), f"Line: running median; dotted: a new process; at the top edge: beyond the axis.{pulse}"),
         ),
     )  # fmt: skip
 
@@ -104,7 +106,11 @@ def _sweeps(report: Report) -> str:
         ("threads", report.threads, plots.scaling),
     ):
         title = "Throughput and latency over batch sizes." if name == "batch" else "Throughput over threads."
-        note = "" if name == "batch" else "Dashed: if each thread brought as much as the first."
+        note = (
+            "Each point: one batch size."
+            if name == "batch"
+            else "Dashed: if each thread brought as much as the first."
+        )
         if any(not point.failed for point in points):
             drawn = figure(title, draw(points, unit), note)
         else:
@@ -119,7 +125,12 @@ def _cold(report: Report) -> str:
     if not report.cold:
         return section("Cold start", _missing(report, "cold"))
     notes = bullets(tables.absent(report, "cold"))
-    return section("Cold start", figure("", plots.cold_bars(report.cold)), table(tables.cold(report)), notes)
+    return section(
+        "Cold start",
+        figure("", plots.cold_bars(report.cold), key=legend(plots.START.items())),
+        table(tables.cold(report)),
+        notes,
+    )
 
 
 def _roofline(report: Report) -> str:
@@ -128,11 +139,12 @@ def _roofline(report: Report) -> str:
     shares = "; ".join(
         f"{r.tower}, batch {r.batch}: {percent(r.share_of_peak)} of the peak" for r in report.roofline
     )
+    names = [(name, plots.colour(i)) for i, name in enumerate(plots.operator_names(report.roofline))]
     return section(
         "Roofline",
         side_by_side(
             figure("Roofline.", plots.roof_plot(report.roofline), f"By a product of matrices and a copy measured on this machine. {shares}."),
-            figure("Operators.", plots.operators(report.roofline), "Share of the tower's time."),
+            figure("Operators.", plots.operators(report.roofline), "Share of the tower's time.", legend([*names, ("others", "c8")])),
         ),
         table(tables.roofline(report)),
         bullets(tables.absent(report, "roofline")),

@@ -50,8 +50,8 @@ def table(grid: Grid | None, colours: Sequence[str] = ()) -> str:
     )
     rows = []
     for i, row in enumerate(grid.rows):
-        swatch = tag("span", class_=f"swatch {colours[i]}") if i < len(colours) else ""
-        cells = [tag("th", swatch + text(row[0]), scope="row")]
+        mark = swatch(colours[i]) if i < len(colours) else ""
+        cells = [tag("th", mark + text(row[0]), scope="row")]
         cells += [tag("td", text(cell), class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)]
         rows.append(tag("tr", "".join(cells)))
     body = tag("thead", tag("tr", head)) + tag("tbody", "\n".join(rows))
@@ -59,9 +59,22 @@ def table(grid: Grid | None, colours: Sequence[str] = ()) -> str:
     return tag("div", tag("table", body), class_="scroll", tabindex="0") + bullets(grid.notes)
 
 
-def figure(title: str, svg: str, note: str = "") -> str:
-    """A plot with its caption; none for no plot."""
-    return tag("figure", svg + tag("figcaption", f"{tag('b', text(title))} {text(note)}")) if svg else ""
+def figure(title: str, svg: str, note: str = "", key: str = "") -> str:
+    """A plot with its legend (`key`) and caption; none for no plot."""
+    return (
+        tag("figure", svg + key + tag("figcaption", f"{tag('b', text(title))} {text(note)}")) if svg else ""
+    )
+
+
+def legend(colours: Iterable[tuple[str, str]]) -> str:
+    """Names with the colour of each."""
+    items = (tag("span", swatch(css) + text(name), class_="entry") for name, css in colours)
+    return tag("p", " ".join(items), class_="quiet")
+
+
+def swatch(css: str) -> str:
+    """A small square of a colour."""
+    return tag("span", class_=f"swatch {css}")
 
 
 def plots(*figures: str) -> str:

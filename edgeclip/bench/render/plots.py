@@ -78,7 +78,14 @@ def cumulative(result: ScenarioResult) -> str:
     plot.line(points, "c1")
     for name in ("p50", "p90", "p99"):
         value = getattr(result.latency, name).ms
-        plot.dot(value, float(name[1:]), "c2", f"{name}: {number(value)} ms", f"{name} {number(value)} ms")
+        plot.dot(
+            value,
+            float(name[1:]),
+            "c2",
+            f"{name}: {number(value)} ms",
+            f"{name} {number(value)} ms",
+            below=True,
+        )
     return plot.svg()
 
 
@@ -138,7 +145,7 @@ def curve(points: Sequence[SweepPoint], unit: str) -> str:
         if p.latency.p50.low is not None and p.latency.p50.high is not None:
             plot.whisker(p.throughput_per_s, p.latency.p50.low, p.latency.p50.high, "c1 strong")
         tip = f"batch {p.value}: {number(p.throughput_per_s)} {unit}/s, p50 {number(p.latency.p50.ms)} ms"
-        plot.dot(p.latency.p50.ms, p.throughput_per_s, "c1", tip, f"{p.value}")
+        plot.dot(p.latency.p50.ms, p.throughput_per_s, "c1", tip, f"{p.value}", below=True)
     return plot.svg()
 
 
@@ -158,23 +165,20 @@ def scaling(points: Sequence[SweepPoint], unit: str) -> str:
     plot.line([(float(p.value), p.throughput_per_s) for p in done], "c1")
     for p in done:
         tip = f"{a_few(p.value, 'thread')}: {number(p.throughput_per_s)} {unit}/s"
-        plot.dot(p.value, p.throughput_per_s, "c1", tip, number(p.throughput_per_s))
+        plot.dot(p.value, p.throughput_per_s, "c1", tip, number(p.throughput_per_s), below=True)
     return plot.svg()
+
+
+START = {"process": "c8", "import": "c1", "load": "c2", "first result": "c3"}
 
 
 def cold_bars(starts: Sequence[ColdStart]) -> str:
     """What a start consists of."""
-
-    def segments(c: ColdStart) -> list[tuple[str, float, str]]:
+    rows = []
+    for c in starts:
         rest = c.total_ms - c.import_ms - c.load_ms - c.first_ms
-        return [
-            ("process", rest, "c8"),
-            ("import", c.import_ms, "c1"),
-            ("load", c.load_ms, "c2"),
-            ("first result", c.first_ms, "c3"),
-        ]
-
-    rows = [(f"{c.kind}: {number(c.total_ms)} ms", segments(c)) for c in starts]
+        lengths = zip(START.items(), (rest, c.import_ms, c.load_ms, c.first_ms), strict=True)
+        rows.append((f"{c.kind}: {number(c.total_ms)} ms", [(name, ms, css) for (name, css), ms in lengths]))
     return stacked("Cold start", rows, lambda ms: f"{number(ms)} ms")
 
 
@@ -204,21 +208,21 @@ def roof_plot(roofs: Sequence[Roof]) -> str:
     return plot.svg()
 
 
+def operator_names(roofs: Sequence[Roof]) -> list[str]:
+    """The operators that take most of the towers' time, most first; a plot has colours for six."""
+    names = {name for roof in roofs for name in roof.by_operator}
+    return sorted(names, key=lambda name: -sum(roof.by_operator.get(name, 0.0) for roof in roofs))[:6]
+
+
 def operators(roofs: Sequence[Roof]) -> str:
     """Share of each kind of operator in a tower's time; the small ones together."""
-    told = [roof for roof in roofs if roof.by_operator]
-    if not told:
-        return ""
-    names = sorted(
-        {name for r in told for name in r.by_operator},
-        key=lambda n: -sum(r.by_operator.get(n, 0.0) for r in told),
-    )[:6]
-    rows = []
-    for r in told:
+    names, rows = operator_names(roofs), []
+    for r in roofs:
         segments = [(name, r.by_operator.get(name, 0.0), colour(i)) for i, name in enumerate(names)]
         rest = max(0.0, 1 - sum(length for _, length, _ in segments))
-        rows.append((f"{r.tower}, {r.precision}, batch {r.batch}", [*segments, ("others", rest, "c8")]))
-    return stacked("Operators", rows, percent)
+        if r.by_operator:
+            rows.append((f"{r.tower}, {r.precision}, batch {r.batch}", [*segments, ("others", rest, "c8")]))
+    return stacked("Operators", rows, percent) if rows else ""
 
 
 def readings(series: Series) -> str:
@@ -231,7 +235,6 @@ def readings(series: Series) -> str:
     )
     step = max(1, len(series.values) // 600)
     points = list(zip(series.at_s[::step], series.values[::step], strict=True))
-    plot.area(points, "c1")
     plot.line(points, "c1")
     return plot.svg()
 

@@ -130,13 +130,6 @@ class Plot:
         """Joined points."""
         self.parts.append(tag("polyline", class_=f"line {css}", points=self._points(points)))
 
-    def area(self, points: Sequence[Point], css: str) -> None:
-        """Points joined, filled down to the axis."""
-        if points:
-            first, last, base = self.x(points[0][0]), self.x(points[-1][0]), self.y.first
-            shape = f"{self._points(points)} {last:.1f},{base:.1f} {first:.1f},{base:.1f}"
-            self.parts.append(tag("polygon", class_=f"area {css}", points=shape))
-
     def bars(
         self, edges: Sequence[float], heights: Sequence[float], css: str, title: Callable[[int], str]
     ) -> None:
@@ -158,12 +151,12 @@ class Plot:
         if shape:
             self.parts.append(tag("path", class_=f"cloud {css}", d=shape))
 
-    def dot(self, x: float, y: float, css: str, title: str, label: str = "") -> None:
+    def dot(self, x: float, y: float, css: str, title: str, label: str = "", below: bool = False) -> None:
         """One point with a tooltip, and a label that covers no other."""
         shape = {"cx": self.x(x), "cy": self.y(y), "r": 4.5}
         self.parts.append(tag("circle", tag("title", text(title)), class_=f"dot {css}", **shape))
         if label:
-            self.label(self.x(x), self.y(y), label)
+            self.label(self.x(x), self.y(y), label, 17 if below else 4)
 
     def whisker(self, y: float, low: float, high: float, css: str) -> None:
         """A level interval."""
@@ -184,12 +177,12 @@ class Plot:
         if label:
             self.label(self.x.last - LETTER * len(label) - 8, at - 10, label)
 
-    def label(self, x: float, y: float, content: str) -> None:
+    def label(self, x: float, y: float, content: str, down: float = 4) -> None:
         """A text near a point: the first place of some where it covers no other and stays inside."""
         content = clean(content)
         content = content if len(content) <= 36 else content[:35] + "…"
         width = LETTER * len(content)
-        places = [(dx, dy) for dy in (4, -9, 17, -22, 30, -35, 43, 56, 69) for dx in (8, -8 - width)]
+        places = [(dx, dy) for dy in (down, 4, -9, 17, -22, 30, -35, 43, 56, 69) for dx in (8, -8 - width)]
         dx, dy = next(
             (p for p in places if self._is_free(x + p[0], y + p[1], width)),
             (8 if x + 8 + width < WIDTH else -8 - width, 4),

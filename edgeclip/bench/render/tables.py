@@ -43,10 +43,15 @@ def headline(result: ScenarioResult, unit: str) -> str:
         return f"{number(result.throughput_per_s)} {unit}/s"
     metric = METRICS[result.scenario]
     text = f"{metric} {interval(getattr(result.latency, metric))} ms"
-    if result.scenario == "server" and result.bound_ms is not None:
-        held = {True: "held", False: "broken", None: "not judged"}[result.holds]
-        return f"{text}; bound of {number(result.bound_ms)} ms {held} at {number(result.offered_per_s)}/s"
-    return text
+    return f"{text}; {bound(result)}" if bound(result) else text
+
+
+def bound(result: ScenarioResult) -> str:
+    """Of a server: whether its p99 keeps what was asked for, and at which rate."""
+    if result.bound_ms is None:
+        return ""
+    held = {True: "held", False: "broken", None: "not judged"}[result.holds]
+    return f"bound of {number(result.bound_ms)} ms {held} at {number(result.offered_per_s)}/s"
 
 
 def scenarios(report: Report) -> Grid:
@@ -54,9 +59,9 @@ def scenarios(report: Report) -> Grid:
     rows = []
     for result in report.scenarios:
         stop, spread = result.early_stopping, result.latency
-        bound = "-"
+        most = "-"
         if stop is not None:
-            bound = (
+            most = (
                 f"{fixed(stop.ms)} ms"
                 if stop.ms is not None
                 else f"needs {a_few(stop.queries_needed, 'query')}"
@@ -64,7 +69,7 @@ def scenarios(report: Report) -> Grid:
         rows.append(
             (
                 result.scenario, headline(result, samples(report)), interval(spread.p50), interval(spread.p90), interval(spread.p99),
-                number(result.throughput_per_s), f"{result.queries:,}", bound, number(result.energy_j),
+                number(result.throughput_per_s), f"{result.queries:,}", most, number(result.energy_j),
                 "enough" if result.enough else "too short",
             )
         )  # fmt: skip

@@ -27,9 +27,15 @@ def fixed(value: float | None) -> str:
 
 def interval(quantile: Quantile) -> str:
     """The value with its interval of 95 %, where there is one: "12.0 (11.8–12.3)"."""
+    bounds = span(quantile)
+    return f"{fixed(quantile.ms)} ({bounds})" if bounds else fixed(quantile.ms)
+
+
+def span(quantile: Quantile) -> str:
+    """The interval alone: "11.8–12.3"; "" where there is none."""
     if quantile.low is None or quantile.high is None:
-        return fixed(quantile.ms)
-    return f"{fixed(quantile.ms)} ({fixed(quantile.low)}–{fixed(quantile.high)})"
+        return ""
+    return f"{fixed(quantile.low)}–{fixed(quantile.high)}"
 
 
 def percent(share: float | None, signed: bool = False) -> str:
