@@ -15,7 +15,7 @@ from tests.bench.device.trees import DESKTOP, ORIN_NANO, plant
 from tests.mutants import broken
 
 SPIN = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
-TREE = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {SPIN.format(0.1)!r}])\n{SPIN.format(0.05)}"
+TREE = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {SPIN.format(0.2)!r}])\n{SPIN.format(0.1)}"
 
 
 def test_a_desktop(tmp_path):
@@ -97,11 +97,11 @@ def ours(spent=surroundings.spent):
 
 def test_children_and_theirs_are_ours():
     before = sum(os.times()[:4])
-    assert ours() == pytest.approx(sum(os.times()[:4]) - before, abs=0.06)  # of some 0.2 s; ticks are 10 ms
+    assert ours() == pytest.approx(sum(os.times()[:4]) - before, abs=0.1)  # of some 0.4 s; ticks are 10 ms
 
 
 def test_the_check_above_bites():
-    assert ours(broken(surroundings.spent, "fields[11:15]", "fields[11:13]")) == 0
+    assert ours(broken(surroundings.spent, "fields[11:15]", "fields[11:13]")) < 0.15  # what looking costs
 
 
 def test_a_living_child_is_ours():
