@@ -14,7 +14,7 @@ from edgeclip.bench.device import Sampler, describe_device, flags, jetson, nvml,
 from edgeclip.bench.device.source import Reading
 from tests.bench.device.test_jetson import ORIN_NANO_6
 from tests.bench.device.test_nvml import Stand
-from tests.bench.device.trees import AGX_ORIN, DESKTOP, ORIN_NANO, plant
+from tests.bench.device.trees import AGX_ORIN, DESKTOP, ORIN_NANO, plant, policy
 
 SECOND = 10**9
 
@@ -224,6 +224,7 @@ def test_a_falling_clock():
         "the CPU clock fell from 3400 to 2800 MHz under the same load"
     ]
     assert flags.of_fall([*steady, *loaded(*[800] * 15, load=0.0)], 2) == []  # it idles
+    assert flags.of_fall(loaded(*[3400] * 20, *[800] * 20, load=0.0), 2) == []
     assert flags.of_fall([*steady, *loaded(*[3100] * 15, load=50.0)], 4) == []  # half as many CPUs
     assert flags.of_fall(loaded(3400, 2800), 2) == []  # too few to say
     made = sampled([Planted([*loaded(*[3400] * 30), *loaded(*[2800] * 30)])], steps=60)
@@ -289,6 +290,8 @@ def test_a_jetson(tmp_path, monkeypatch):
         7_802_864 * 1024,
     )
     assert describe_device(plant(tmp_path / "agx", AGX_ORIN)).power_mode == "jetson_clocks on"
+    plant(tmp_path / "agx", policy(0, "0 1", "schedutil", 729_600))
+    assert describe_device(tmp_path / "agx").power_mode == "jetson_clocks off"  # the CPU's clock is free
 
 
 def test_a_jetson_whose_rails_are_no_files(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ CLOCKS = "sys/devices/system/clocksource/clocksource0/available_clocksource"
     [(ORIN_NANO, ""), (GUEST, "virtual machine"), ({**GUEST, CLOCKS: "tsc kvm-clock"}, "kvm"), ({**GUEST, CLOCKS: "hyperv_clocksource_tsc_page"}, "hyper-v"),
      ({**GUEST, "sys/class/dmi/id/sys_vendor": "Amazon EC2", "sys/class/dmi/id/product_name": "m7i.large", CLOCKS: "kvm-clock tsc"}, "kvm (EC2)"),
      ({"proc/cpuinfo": "flags : sse", "sys/class/dmi/id/sys_vendor": "Amazon EC2", "sys/class/dmi/id/product_name": "m7i.metal-24xl"}, ""),
+     ({"proc/cpuinfo": "Features : asimd", "sys/class/dmi/id/sys_vendor": "Amazon EC2", "sys/class/dmi/id/product_name": "c7g.metal"}, ""),
      ({"proc/cpuinfo": "Features : asimd", "sys/class/dmi/id/sys_vendor": "QEMU"}, "kvm"),
      ({**GUEST, "sys/hypervisor/type": "xen"}, "xen"), ({"proc/cpuinfo": "flags : sse", ".dockerenv": ""}, "docker"),
      ({"proc/cpuinfo": "flags : sse", "proc/1/cgroup": "0::/kubepods.slice/x/cri-containerd-1.scope"}, "kubernetes"),
