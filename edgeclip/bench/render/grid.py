@@ -25,6 +25,11 @@ class Grid:
         """All columns but one."""
         return self.only(*(name for name in self.head if name != column))
 
+    def filled(self) -> Grid:
+        """The columns that say something in any row."""
+        kept = (name for i, name in enumerate(self.head) if any(row[i] != "-" for row in self.rows))
+        return self.only(*kept)
+
     def is_words(self, column: int) -> bool:
         """Stands left."""
         return column == 0 or self.head[column] in self.words

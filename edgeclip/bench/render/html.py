@@ -45,7 +45,7 @@ def _figures(report: Report) -> str:
     return section(
         "Results",
         tag("div", cards, class_="cards"),
-        table(tables.scenarios(report).without("result")),
+        table(tables.scenarios(report).without("result").filled()),
         paragraph("In brackets: intervals of 95 %. At most: the bound that holds with 99 % confidence, by MLPerf's early stopping."),
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def _card(result: ScenarioResult, unit: str) -> str:
         found: Quantile = getattr(result.latency, metric)
         title, lines = (
             f"{metric} {fixed(found.ms)} ms",
-            [f"95 % sure: {bounds}" if (bounds := span(found)) else "too few for an interval", rate],
+            [f"95 % sure: {bounds}" if (bounds := span(found)) else "too few queries for an interval", rate],
         )
     lines.append(tables.bound(result))
     if result.energy_j is not None:
@@ -88,7 +88,8 @@ def _scenario(result: ScenarioResult) -> str:
 
 
 def _missing(report: Report, key: str) -> str:
-    return paragraph(f"{tables.missing(report, key).capitalize()}.")
+    said = tables.missing(report, key)
+    return paragraph(f"{said[0].upper()}{said[1:]}.")
 
 
 def _stages(report: Report) -> str:

@@ -24,14 +24,14 @@ def of_comparison(comparison: Comparison, sides: tuple[Report, Report] | None) -
         tag("h1", f"{text(comparison.b)} against {text(comparison.a)}"),
         paragraph(compared.verdict(comparison), css),
         facts([("A", comparison.a), ("B", comparison.b), ("compared", f"{comparison.how}, {comparison.created}")]),
-        section("Changes", figure("Changes with their intervals of 95 %.", forest(shown), "Left of 0 B is less.") if shown else "", table(compared.changes(comparison))),
+        section("Changes", figure("Changes with their intervals of 95 %.", forest(shown), "Left of 0 B is less. Blue: better; orange: worse.") if shown else "", table(compared.changes(comparison))),
     ]  # fmt: skip
     if sides:
         both = [(a, b) for a in sides[0].scenarios for b in sides[1].scenarios if a.scenario == b.scenario]
         drawn = [
             figure(f"{a.scenario}.", overlay(a, b), "A: blue; B: orange.")
             for a, b in both
-            if a.latencies and b.latencies
+            if a.latencies and a.latencies.ms and b.latencies and b.latencies.ms
         ]
         parts.append(section("Latencies", plots(*drawn) or paragraph("Single latencies were not kept.")))
     return page(f"{comparison.b} against {comparison.a}", "\n".join(parts))

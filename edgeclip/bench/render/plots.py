@@ -51,11 +51,11 @@ def beyond(result: ScenarioResult) -> str:
     ms = np.asarray(result.latencies.ms)
     most = reach(ms)
     left = int((ms > most).sum())
-    kept = "" if result.latencies.every == 1 else f" Each {result.latencies.every}th query was kept."
+    kept = "" if result.latencies.every == 1 else f" One in {result.latencies.every} queries was kept."
     if not left:
         return kept.strip()
     share = percent(left / len(ms))
-    return f"{a_few(left, 'query')} ({share}) lie beyond {number(most)} ms, up to {number(result.latency.max_ms)} ms.{kept}"
+    return f"Beyond {number(most)} ms: {a_few(left, 'query')} ({share}), up to {number(result.latency.max_ms)} ms.{kept}"
 
 
 def _rules(plot: Plot, result: ScenarioResult) -> None:
@@ -159,7 +159,7 @@ def scaling(points: Sequence[SweepPoint], unit: str) -> str:
         Axis(x.label, x.low, x.high, at=tuple(values), show=lambda value: f"{value:.0f}"),
         axis(f"{unit}/s", [p.throughput_per_s * 1.15 for p in done], zero=True),
     )
-    one = done[0].throughput_per_s / done[0].value
+    one = max(done[0].throughput_per_s / max(done[0].value, 1), 1e-9)
     end = min(values[-1], plot.y.high / one)
     plot.line([(0, 0), (end, one * end)], "c8 dashed")
     plot.line([(float(p.value), p.throughput_per_s) for p in done], "c1")

@@ -13,7 +13,7 @@ from html import escape
 from edgeclip.bench.render.words import clean, number
 
 WIDTH, HEIGHT, FONT = 440, 270, 12  # of a plot, pixels of its own; a page shows it at 300 to 560 wide
-TOP, BOTTOM, RIGHT = 18, 42, 14  # of its margins
+TOP, BOTTOM, RIGHT = 26, 42, 14  # of its margins
 LETTER = 0.58 * FONT  # mean width of a letter
 
 Point = tuple[float, float]
@@ -39,7 +39,7 @@ def _shown(value: str | float) -> str:
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round values from `low` to `high`, at most `most` of them, 1, 2 or 5 times a power of ten apart."""
     step = 10 ** math.floor(math.log10(max(high - low, 1e-12) / most))
-    step *= next(k for k in (1, 2, 5, 10, 20) if (high - low) / (k * step) <= most - 1)
+    step *= next(k for k in (1, 2, 5, 10, 20) if (high - low) / (k * step) <= most)
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -60,7 +60,9 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
         found = [value for value in found if low * 0.999 <= value <= high * 1.001]
         if len(found) <= most:
             break
-    return found if len(found) > 1 else [low, high]
+    if len(found) > 2:
+        return found
+    return [value for value in ticks(low, high, 5) if value > 0]  # less than a factor of some three
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Plot:
 
     def dot(self, x: float, y: float, css: str, title: str, label: str = "", below: bool = False) -> None:
         """One point with a tooltip, and a label that covers no other."""
-        shape = {"cx": self.x(x), "cy": self.y(y), "r": 4.5}
+        shape = {"cx": self.x(x), "cy": self.y(y), "r": 4}
         self.parts.append(tag("circle", tag("title", text(title)), class_=f"dot {css}", **shape))
         if label:
             self.label(self.x(x), self.y(y), label, 17 if below else 4)

@@ -167,6 +167,8 @@ def subject(report: Report) -> Facts:
         (f"{t.tower}", f"{t.precision} on {t.provider} by {t.engine}, variant {t.variant}")
         for t in found.towers
     ]
+    if found.fell_back:
+        facts.append(("fell back", found.fell_back))
     chosen = a_few(found.threads, "thread")
     inputs = report.inputs
     facts.append(("task", f"{sets.task}; {chosen}; {sets.decode} decoding; settings: {sets.preset}"))
@@ -206,22 +208,12 @@ def device_facts(device: Device) -> Facts:
 
 def doubts(report: Report) -> list[str]:
     """What the reader must know before any figure: most serious first, each once."""
-    found = []
-    if report.state.throttled:
-        found.append("The device throttled: its clocks were held down while this ran.")
-    if report.subject.fell_back:
-        found.append(f"Another engine was wanted first: {report.subject.fell_back}")
-    found += report.state.flags + report.warnings
-    for result in report.scenarios:
-        if not result.enough:
-            found.append(
-                f"{result.scenario}: too short for its figures to be relied on ({a_few(result.queries, 'query')})."
-            )
-        if not result.warmup.steady:
-            found.append(f"{result.scenario}: latencies had not settled when warming up ended.")
-        if result.holds is False:
-            found.append(f"{result.scenario}: p99 is above its bound at this rate.")
-    return list(dict.fromkeys(found))
+    found = (
+        ["the device throttled: its clocks were held down while this ran"] if report.state.throttled else []
+    )
+    late = [r.scenario for r in report.scenarios if r.holds is False]
+    found += [f"{name}: p99 is above its bound at this rate" for name in late]
+    return list(dict.fromkeys([*found, *report.state.flags, *report.warnings]))
 
 
 def state(report: Report) -> Facts:

@@ -68,7 +68,7 @@ def of_comparison(comparison: Comparison, width: int) -> str:
     _print(out, Grid("", head, tuple(short), (), changes.words))
     for c in comparison.changes:
         if c.low is not None:
-            out.print(f"{compared.label(c)}: {compared.change_text(c)}, 95 % sure")
+            out.print(clean(f"{compared.label(c)}: {compared.change_text(c)}, 95 % sure"))
     for note in changes.notes:
         out.print(clean(note))
     return _text(out)

@@ -6,14 +6,14 @@ from edgeclip.bench.report import Quantile
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, all digits above 1000: "0.0123", "12.3", "4,810"; "-" for None."""
+    """Three significant digits, all digits above 1000: "0.0123", "12.3", "4,810", "1.2e-6"; "-" for None."""
     if value is None:
         return "-"
     if value == 0:
         return "0"
     if abs(value) >= 999.5:
         return f"{value:,.0f}"
-    text = f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+    text = f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}".replace("e-0", "e-")
     return text if "e" in text or "." not in text else text.rstrip("0").rstrip(".") or "0"
 
 
