@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ class Sampler:
             at, readings = list(self._at), list(self._readings)
         ended = self._ended if self._over.is_set() else surroundings.spent(self._root)
         shares = flags.shares(self._begun, ended)
-        cpus = len(cpu.usable())
+        cpus = os.cpu_count() or 1  # of the machine: its load counts all
         slowed, others = flags.of_readings(readings)
         fell = flags.of_fall(readings, cpus)
         tells = any(source.tells for source in self._sources)
