@@ -14,10 +14,10 @@ Floats = NDArray[np.float64]
 PERCENTILES = (50, 90, 99)
 BLOCKS = 20  # of equal time; each then lasts 0.4 s of --quick, longer than most of what disturbs a machine
 RESAMPLES = 300  # the ends of an interval of 95 % then move by a twentieth of its width from seed to seed
-CARRIED_BY = 5  # values beyond a percentile, without which it gets no interval: p99 needs 500 in all
+CARRIED_BY = 5  # values beyond a percentile, without which it gets no interval: p99 needs 500 in all; and blocks that hold such
 BINS = 512
-# Student's factor for BLOCKS - 1 degrees, 2.093 / 1.960, and what resampling K blocks understates, sqrt(K / (K - 1))
-_WIDEN = 1.068 * (BLOCKS / (BLOCKS - 1)) ** 0.5
+# Student's factor of 95 % for BLOCKS - 1 degrees, and what resampling K blocks understates
+_WIDTH = 2.093 * (BLOCKS / (BLOCKS - 1)) ** 0.5
 
 
 def spread(ms: NDArray[Any], at_ms: NDArray[Any] | None = None) -> Spread:
@@ -25,7 +25,9 @@ def spread(ms: NDArray[Any], at_ms: NDArray[Any] | None = None) -> Spread:
 
     Percentiles are numpy's ("linear": the value at rank q (n - 1), between two neighbours in proportion). Intervals come from
     resampling BLOCKS stretches of equal time with replacement: single values drawn anew would be taken for independent,
-    and the interval of a series whose noise lasts for seconds would be several times too narrow.
+    and the interval of a series whose noise lasts for seconds would be several times too narrow. They are laid on
+    logarithms, since tails are skewed. Where noise lasts for a fifteenth of a block they hold the truth of p50 and p90 in
+    91 % of series, of p99 in 87 %; the shorter the noise, the nearer to 95 %.
 
     Args:
         ms: (N,) durations in the order in which they were measured.
@@ -39,14 +41,20 @@ def spread(ms: NDArray[Any], at_ms: NDArray[Any] | None = None) -> Spread:
         raise ValueError(f"want (N,) finite durations, N at least 1, got {values.shape}")
     block = blocks_of(np.cumsum(values) if at_ms is None else np.asarray(at_ms, np.float64))
     points = np.percentile(values, PERCENTILES)
-    carried = [q for q in PERCENTILES if len(values) * (100 - q) >= 100 * CARRIED_BY]
-    intervals: dict[int, tuple[float, float]] = {}
-    if carried:
-        drawn = bootstrap(values, block, carried)  # (R, len(carried))
-        ends = np.percentile(drawn, [2.5, 97.5], axis=0).T
-        intervals = {q: (float(low), float(high)) for q, (low, high) in zip(carried, ends, strict=True)}
+    carried = [
+        q
+        for q, point in zip(PERCENTILES, points, strict=True)
+        if len(values) * (100 - q) >= 100 * CARRIED_BY
+        and len(set(block[values >= point].tolist())) >= CARRIED_BY
+    ]
+    factors: dict[int, float] = {}
+    if carried and points[0] > 0:
+        logs = np.log(
+            np.maximum(bootstrap(values, block, carried), np.finfo(np.float64).tiny)
+        )  # (R, len(carried))
+        factors = dict(zip(carried, np.exp(_WIDTH * logs.std(axis=0)).tolist(), strict=True))
     p50, p90, p99 = (
-        _quantile(float(point), intervals.get(q)) for q, point in zip(PERCENTILES, points, strict=True)
+        _quantile(float(point), factors.get(q)) for q, point in zip(PERCENTILES, points, strict=True)
     )
     return Spread(
         count=len(values),
@@ -93,7 +101,5 @@ def bootstrap(
     return found
 
 
-def _quantile(point: float, ends: tuple[float, float] | None) -> Quantile:
-    if ends is None:
-        return Quantile(point)
-    return Quantile(point, max(0.0, point + _WIDEN * (ends[0] - point)), point + _WIDEN * (ends[1] - point))
+def _quantile(point: float, factor: float | None) -> Quantile:
+    return Quantile(point) if factor is None else Quantile(point, point / factor, point * factor)
