@@ -160,10 +160,10 @@ class Nvml:
             else:
                 self._questions[name] = question
         if "energy" in self._questions:
-            self.covers = "NVML, the GPU's own counter"
+            self.covers = "NVML (the GPU alone)"
             self.not_measured.pop("state.power", None)
         elif "power" in self._questions:
-            self.covers = "NVML, the GPU's power summed over time"
+            self.covers = "NVML (the GPU alone, its power summed over time)"
             self.not_measured.pop("state.energy", None)
         self.tells = "reasons" in self._questions
 

@@ -142,7 +142,7 @@ def test_a_sample():
 
 def test_what_a_gpu_does_not_tell():
     source = nvml.Nvml(Stand(lacks=("TotalEnergyConsumption", "CurrentClocksThrottleReasons", "Temperature")))
-    assert source.covers == "NVML, the GPU's power summed over time"
+    assert source.covers == "NVML (the GPU alone, its power summed over time)"
     assert not source.tells
     assert source.not_measured["state.gpu_temperature"] == "NVML on this GPU: Not Supported"
     assert source.sample().energy_j is None

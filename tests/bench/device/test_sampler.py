@@ -326,7 +326,7 @@ def test_a_server(tmp_path, monkeypatch):
     monkeypatch.setattr(nvml, "load", lambda: library)
     plant(tmp_path, {**DESKTOP, nvml.NODE: ""})
     state = boards(tmp_path, monkeypatch).state()
-    assert state.energy_source == "RAPL package-0, dram + NVML, the GPU's own counter"
+    assert state.energy_source == "RAPL package-0, dram + NVML (the GPU alone)"
     assert {"gpu clock", "gpu temperature", "gpu load", "gpu power", "cpu power"} <= {
         series.name for series in state.series
     }
