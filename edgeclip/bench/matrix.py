@@ -141,7 +141,7 @@ def _measured(
         asked = Asked(bundle.spec, wanted, place.batch, None if pack is None else str(pack))
         begun = time.perf_counter()
         result = measure(asked, inputs, limit_s)
-        seconds = time.perf_counter() - begun
+        seconds = round(time.perf_counter() - begun, 3)
         each = (k * each + seconds) / (k + 1) if k else seconds
         cell = _cell(bundle, place, result, seconds)
         write_file(place.path, json.dumps(asdict(cell), indent=1))
