@@ -75,9 +75,15 @@ def _pictures(data: list[bytes], pixels: list[int], kind: Literal["pictures", "g
 
 def _chosen(images: Path, seed: int) -> list[Path]:
     """The files to read, in a stable order."""
-    if images.is_file():
-        return [images]
-    if not images.is_dir():
+    try:
+        if images.is_file():
+            return [images]
+        folder = images.is_dir()
+    except OSError as error:  # a name too long
+        raise InputError(
+            f"{images}: cannot be read ({error.strerror}). Expected a folder of pictures."
+        ) from error
+    if not folder:
         raise InputError(f"{images}: no such file or folder. Expected a folder of pictures.")
     found = sorted(p for p in images.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
     if not found:

@@ -75,6 +75,10 @@ def test_bad_folders_are_refused_in_one_line(tmp_path: Path, settings: Settings)
         InputError, match=r"nowhere: no such file or folder\. Expected a folder of pictures\.$"
     ):
         load_inputs(tmp_path / "nowhere", "classify", settings)
+    with pytest.raises(
+        InputError, match=r"cannot be read \(File name too long\)\. Expected a folder of pictures\.$"
+    ):
+        load_inputs(tmp_path / ("a" * 300), "classify", settings)
     with pytest.raises(InputError, match=r"holds no pictures\. Their names end in \.avif, "):
         load_inputs(tmp_path, "classify", settings)
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
