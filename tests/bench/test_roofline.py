@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import make_probes
 from edgeclip.bench import roofline
-from edgeclip.bench.roofline import copying, operations, peaks, products
+from edgeclip.bench.roofline import copying, operations, peaks, products, work
 from edgeclip.bench.roofline.operations import Node
 from edgeclip.bench.roofline.profile import run_profiled, shares
 from edgeclip.bench.roofline.work import Work, _split, count_work
@@ -368,12 +368,12 @@ def test_roofs_of_the_towers_that_a_task_uses(tmp_path: Path) -> None:
 
 def test_a_share_above_its_roof_is_never_without_a_note() -> None:
     engine: Any = SimpleNamespace(provider="TensorRT", variant=SimpleNamespace(id="v"))
-    work = Work({"fp16": 10**9}, 10**6, {})
-    above = roofline.compose("image", engine, work, 1, 1.0, 900.0, 0.5, ())
+    done = Work({"fp16": 10**9}, 10**6, {})
+    above = roofline.compose("image", engine, done, 1, 1.0, 900.0, 0.5, ())
     assert (above.gflops, above.share_of_peak, above.share_of_copy) == (1000, pytest.approx(10 / 9), 2)
     assert [note.split(":")[0] for note in above.notes] == ["above its peak", "faster than the copy"]
     assert above.bound == "memory"
-    below = roofline.compose("image", engine, work, 1, 1.0, 2000.0, 0.0, ["copy: not measured: why"])
+    below = roofline.compose("image", engine, done, 1, 1.0, 2000.0, 0.0, ["copy: not measured: why"])
     assert (below.share_of_peak, below.share_of_copy, below.bound) == (0.5, 0, "compute")
     assert below.notes == ("copy: not measured: why",)
 
@@ -381,8 +381,8 @@ def test_a_share_above_its_roof_is_never_without_a_note() -> None:
 def test_weights_that_stay_in_the_cache_bind_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "last_level_cache", lambda: 32 << 20)
     engine: Any = SimpleNamespace(provider="CPUExecutionProvider", variant=SimpleNamespace(id="v"))
-    work = Work({"fp32": 10**6}, 10**6, {"MatMul": 0.25, "Add": 0.75})
-    found = roofline.compose("text", engine, work, 1, 0.1, 100.0, 10.0, ())
+    done = Work({"fp32": 10**6}, 10**6, {"MatMul": 0.25, "Add": 0.75})
+    found = roofline.compose("text", engine, done, 1, 0.1, 100.0, 10.0, ())
     assert (found.share_of_peak, found.share_of_copy, found.bound) == (0.1, pytest.approx(1), "compute")
     assert found.notes[0] == "its products take 25% of the time, at 40% of their peak"
     assert found.notes[1].startswith("the weights fit into the CPU's cache")
@@ -393,12 +393,12 @@ def test_what_was_made_on_this_machine_is_counted_on_its_sibling(tmp_path: Path)
     own = replace(bundle.manifest.variants_of("image")[0], id="image-fp16", axes=Axes("fp16"))
     engine: Any = SimpleNamespace(name="tensorrt", provider="TensorRT", threads=1, variant=own)
     feeds = {"pixels": normal(2, 3, SIDE, SIDE)}
-    work = count_work(bundle, engine, OPTIONS, feeds)
-    assert (dict(work.by_precision), dict(work.by_operator)) == (
+    found = count_work(bundle, engine, OPTIONS, feeds)
+    assert (dict(found.by_precision), dict(found.by_operator)) == (
         {own.computes_in: 2 * 2 * 3 * SIDE**2 * DIM},
         {},
     )
-    assert work.notes == (
+    assert found.notes == (
         "operations counted on image-fp32", "time by operator: tensorrt does not tell",
     )  # fmt: skip
     alone = Bundle(bundle.root, replace(bundle.manifest, variants=()), "d")
@@ -411,6 +411,19 @@ def test_what_was_made_on_this_machine_is_counted_on_its_sibling(tmp_path: Path)
         EngineError, match=r"image-fp16: its operations cannot be counted\. .*cannot be profiled"
     ):
         count_work(bundle, engine, OPTIONS, feeds)
+
+
+def test_no_room_for_a_second_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path / "toy")
+    engine: Any = SimpleNamespace(
+        name="onnxruntime-cpu",
+        provider="CPUExecutionProvider",
+        threads=1,
+        variant=bundle.manifest.variants[0],
+    )
+    monkeypatch.setattr(work, "available_memory", lambda: 3 << 20)
+    with pytest.raises(EngineError, match=r"profiling takes 24 MiB beside the open engine, 3 MiB are free\."):
+        count_work(bundle, engine, OPTIONS, {"pixels": normal(1, 3, SIDE, SIDE)})
 
 
 def test_no_such_task(tmp_path: Path) -> None:

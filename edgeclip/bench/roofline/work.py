@@ -14,6 +14,7 @@ from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import EngineError
 from edgeclip.runtime.engines import Engine, EngineOptions
 from edgeclip.runtime.engines.onnxruntime_session import CPU
+from edgeclip.runtime.memory import available_memory, estimate_memory
 
 CALLS = 8  # with the profile on, the first of which does not count
 
@@ -80,6 +81,7 @@ def _as_written(
     plain = replace(plain, session_options={}, provider_options={})  # they are the tower's engine's
     for variant in sorted(_siblings(bundle, wanted), key=lambda v: v.id != wanted.id):
         try:
+            _require_room(bundle, variant)
             graph = bundle.path(variant.files[0])
             return variant, run_profiled(graph, feeds, plain, threads, optimised=False)[0]
         except EngineError as error:
@@ -88,6 +90,16 @@ def _as_written(
         f"{wanted.id}: its operations cannot be counted. "
         + (str(failed[0]) if failed else "The bundle has no graph of it.")
     )
+
+
+def _require_room(bundle: Bundle, variant: Variant) -> None:
+    """Profiling opens the graph once more, beside the engine that is open. Raises EngineError where there is no memory for it."""
+    need, free = estimate_memory(bundle, variant), available_memory()
+    if free is not None and need > free:
+        raise EngineError(
+            f"{variant.id}: profiling takes {need >> 20} MiB beside the open engine, {free >> 20} MiB are free. "
+            "Close other programs, or choose a smaller variant."
+        )
 
 
 def _siblings(bundle: Bundle, wanted: Variant) -> list[Variant]:
