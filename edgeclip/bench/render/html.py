@@ -155,7 +155,7 @@ def _roofline(report: Report) -> str:
 def _state(report: Report) -> str:
     series = [s for s in report.state.series if s.values]
     drawn = [figure(f"{s.name}, {s.unit}.", plots.readings(s), f"From {number(min(s.values))} to {number(max(s.values))}.") for s in series]  # fmt: skip
-    absent = tables.absent(report, "state")
+    absent = tables.absent(report, "state", "state.throttled", "state.power")
     return section(
         "The device during the run", facts(tables.state(report)), side_by_side(*drawn), bullets(absent)
     )

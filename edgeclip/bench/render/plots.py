@@ -28,7 +28,10 @@ def histogram(result: ScenarioResult) -> str:
     assert result.latencies is not None
     ms = np.asarray(result.latencies.ms)
     most = reach(ms)
-    counts, edges = np.histogram(ms[ms <= most], BINS, (float(ms.min()), most) if most > ms.min() else None)
+    bins = int(
+        min(BINS, max(8, 2 * len(ms) ** 0.5))
+    )  # few queries would stand alone, each in a bar of its own
+    counts, edges = np.histogram(ms[ms <= most], bins, (float(ms.min()), most) if most > ms.min() else None)
     share = 100 * counts / len(ms)
     plot = Plot(
         f"Histogram of {result.scenario} latencies",
@@ -108,15 +111,26 @@ def timeline(result: ScenarioResult) -> str:
         [(x, y) for x, y in zip(at[chosen].tolist(), ms[chosen].tolist(), strict=True) if y <= most], "c1"
     )
     plot.cloud([(x, plot.y.high) for x in at[ms > most][:MOST_POINTS].tolist()], "c2")
-    plot.line(_medians(at, ms), "c4 strong")
+    for part in _launches(kept.starts, len(ms)):
+        plot.line(_medians(at[part], ms[part]), "c4 strong")
     if result.pulse is not None and len(result.pulse.us) > 1:
         us = np.asarray(result.pulse.us)
         scaled = us / np.median(us) * result.latency.p50.ms
-        plot.line(_medians(np.asarray(result.pulse.at_ms) / 1000, scaled), "c3 strong dashed")
+        beats = np.asarray(result.pulse.at_ms) / 1000
+        for part in _launches(result.pulse.starts, len(us)):
+            plot.line(_medians(beats[part], scaled[part]), "c3 strong dashed")
     return plot.svg()
 
 
-def _medians(at: Values, values: Values, groups: int = 40) -> list[tuple[float, float]]:
+def _launches(starts: Sequence[int], count: int) -> list[slice]:
+    """The positions of each launch."""
+    inside = [start for start in starts if 0 < start < count]
+    return [slice(a, b) for a, b in zip([0, *inside], [*inside, count], strict=True)]
+
+
+def _medians(at: Values, values: Values) -> list[tuple[float, float]]:
+    """At most 24 points, each the median of at least six values in a row where there are so many."""
+    groups = int(min(24, max(2, len(values) // 6)))
     parts = [part for part in np.array_split(np.arange(len(values)), groups) if len(part)]
     return [(float(np.median(at[part])), float(np.median(values[part]))) for part in parts]
 
@@ -210,7 +224,7 @@ def roof_plot(roofs: Sequence[Roof]) -> str:
 
 def operator_names(roofs: Sequence[Roof]) -> list[str]:
     """The operators that take most of the towers' time, most first; a plot has colours for six."""
-    names = {name for roof in roofs for name in roof.by_operator}
+    names = {name for roof in roofs for name, share in roof.by_operator.items() if share >= 0.01}
     return sorted(names, key=lambda name: -sum(roof.by_operator.get(name, 0.0) for roof in roofs))[:6]
 
 

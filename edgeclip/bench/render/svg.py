@@ -85,6 +85,16 @@ class Axis:
             return list(self.at)
         return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
 
+    @property
+    def texts(self) -> list[str]:
+        """What is written beside the ticks: as many digits as tell them apart."""
+        found = [self.show(value) for value in self.ticks]
+        for digits in range(1, 7):
+            if len(set(found)) == len(found):
+                break
+            found = [f"{value:.{digits}f}" for value in self.ticks]
+        return found
+
     def __call__(self, value: float) -> float:
         """Pixels; a value outside lies on the edge."""
         value = min(max(value, self.low), self.high)
@@ -107,7 +117,7 @@ def axis(
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if zero:
         low = min(low, 0.0)
-    spare = max((high - low) * room, abs(high) * 1e-3, 1e-9)
+    spare = max((high - low) * room, 0.0 if high > low else abs(high) * 0.05, 1e-9)
     return Axis(label, low if zero else low - spare, high + spare)
 
 
@@ -120,10 +130,15 @@ class Plot:
     y: Axis
     height: int = HEIGHT
     parts: list[str] = field(default_factory=list)
-    taken: list[tuple[float, float, float]] = field(default_factory=list)  # x, y, width of the labels
+    wanted: list[tuple[float, float, str, float]] = field(
+        default_factory=list
+    )  # labels, placed last: x, y, text, first dy
+    taken: list[tuple[float, float, float]] = field(
+        default_factory=list
+    )  # x, y, width of dots and of labels placed
 
     def __post_init__(self) -> None:
-        widest = max(len(self.y.show(value)) for value in self.y.ticks)
+        widest = max(map(len, self.y.texts))
         left = max(34.0, 24 + LETTER * widest)
         self.x = _placed(self.x, left, WIDTH - RIGHT)
         self.y = _placed(self.y, self.height - BOTTOM, TOP)
@@ -157,8 +172,8 @@ class Plot:
         """One point with a tooltip, and a label that covers no other."""
         shape = {"cx": self.x(x), "cy": self.y(y), "r": 4}
         self.parts.append(tag("circle", tag("title", text(title)), class_=f"dot {css}", **shape))
-        if label:
-            self.label(self.x(x), self.y(y), label, 17 if below else 4)
+        self.taken.append((shape["cx"] - 4, shape["cy"] + 4, 8))
+        self.label(self.x(x), self.y(y), label, 17 if below else 4)
 
     def whisker(self, y: float, low: float, high: float, css: str) -> None:
         """A level interval."""
@@ -180,7 +195,11 @@ class Plot:
             self.label(self.x.last - LETTER * len(label) - 8, at - 10, label)
 
     def label(self, x: float, y: float, content: str, down: float = 4) -> None:
-        """A text near a point: the first place of some where it covers no other and stays inside."""
+        """A text near a point of pixels."""
+        self.wanted.append((x, y, content, down))
+
+    def _label(self, x: float, y: float, content: str, down: float) -> str:
+        """At the first place of some where it covers no other text and no dot, and stays inside."""
         content = clean(content)
         content = content if len(content) <= 36 else content[:35] + "…"
         width = LETTER * len(content)
@@ -191,7 +210,7 @@ class Plot:
         )
         left = min(max(x + dx, 2.0), max(WIDTH - width - 2, 2.0))
         self.taken.append((left, y + dy, width))
-        self.parts.append(tag("text", text(content), class_="label", x=left, y=y + dy))
+        return tag("text", text(content), class_="label", x=left, y=y + dy)
 
     def _is_free(self, x: float, y: float, width: float) -> bool:
         inside = x >= self.x.first + 2 and x + width <= WIDTH - 2 and self.y.last + 2 <= y <= self.y.first - 3
@@ -204,13 +223,14 @@ class Plot:
 
     def svg(self) -> str:
         """The element."""
-        body = "".join((tag("title", text(self.title)), *self._axes(), *self.parts))
+        labels = [self._label(*wanted) for wanted in self.wanted if wanted[2]]
+        body = "".join((tag("title", text(self.title)), *self._axes(), *self.parts, *labels))
         return drawing(body, self.height)
 
     def _axes(self) -> list[str]:
         parts, end = [], -math.inf
-        for value in self.x.ticks:
-            at, shown = self.x(value), self.x.show(value)
+        for value, shown in zip(self.x.ticks, self.x.texts, strict=True):
+            at = self.x(value)
             half = LETTER * len(shown) / 2
             parts.append(tag("line", class_="grid", x1=at, x2=at, y1=self.y.first, y2=self.y.last))
             if (
@@ -220,13 +240,13 @@ class Plot:
                     tag("text", text(shown), class_="tick", x=at, y=self.y.first + 16, text_anchor="middle")
                 )
                 end = at + half
-        for value in self.y.ticks:
+        for value, shown in zip(self.y.ticks, self.y.texts, strict=True):
             at = self.y(value)
             parts.append(tag("line", class_="grid", x1=self.x.first, x2=self.x.last, y1=at, y2=at))
             parts.append(
                 tag(
                     "text",
-                    text(self.y.show(value)),
+                    text(shown),
                     class_="tick",
                     x=self.x.first - 6,
                     y=at + 4,

@@ -23,12 +23,12 @@ def missing(report: Report, key: str) -> str:
     return "not measured"
 
 
-def absent(report: Report, key: str) -> list[str]:
-    """All that was not measured of one part."""
+def absent(report: Report, key: str, *said: str) -> list[str]:
+    """All that was not measured of one part, but for what is `said` elsewhere."""
     return [
         f"{name.partition('.')[2] or name}: not measured: {reason}"
         for name, reason in report.not_measured.items()
-        if name == key or name.startswith(f"{key}.")
+        if (name == key or name.startswith(f"{key}.")) and name not in said
     ]
 
 
@@ -62,7 +62,7 @@ def scenarios(report: Report) -> Grid:
         most = "-"
         if stop is not None:
             most = (
-                f"{fixed(stop.ms)} ms"
+                f"p{stop.percentile:g} {fixed(stop.ms)} ms"
                 if stop.ms is not None
                 else f"needs {a_few(stop.queries_needed, 'query')}"
             )
@@ -130,6 +130,8 @@ def memory(report: Report) -> Facts:
     for name, field in named:
         value = getattr(found, field)
         facts.append((name, missing(report, f"memory.{field}") if value is None else size(value)))
+    if found.device_bytes is None and not report.device.gpus:
+        facts[-1] = ("on the device", "no GPU")
     return [*facts, ("estimate of `inspect --memory`", size(found.estimated_bytes))]
 
 
