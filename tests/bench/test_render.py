@@ -17,7 +17,7 @@ import pytest
 from edgeclip.bench.cells import Matrix
 from edgeclip.bench.render import to_html, to_markdown, to_text
 from edgeclip.bench.render import words as numbers
-from edgeclip.bench.render.svg import Axis, axis, log_ticks, ticks
+from edgeclip.bench.render.svg import Axis, Plot, axis, log_ticks, ticks
 from edgeclip.bench.report import Quantile, State
 from tests.bench.reports import (
     make_bare_report,
@@ -149,6 +149,20 @@ def _box(text: ElementTree.Element) -> tuple[float, float, float]:
     x, wide = float(text.attrib["x"]), 6.2 * len(text.text or "")  # 12 px: a letter has 6.2 in most fonts
     left = {"middle": x - wide / 2, "end": x - wide}.get(text.attrib.get("text-anchor", ""), x)
     return left, left + wide, float(text.attrib["y"])
+
+
+def test_crowded_labels_find_free_places() -> None:
+    """Ten points at one place: no label covers another, or a dot."""
+    plot = Plot("crowd", Axis("ms", 0, 10), Axis("%", 0, 10))
+    for i in range(10):
+        plot.dot(5 + 0.2 * i, 5, "c1", f"point {i}", f"label {i}")
+    drawing = ElementTree.fromstring(plot.svg())
+    boxes = [_box(text) for text in drawing.iter("text") if text.attrib["class"] == "label"]
+    dots = [(float(d.attrib["cx"]), float(d.attrib["cy"])) for d in drawing.iter("circle")]
+    assert len(boxes) == 10
+    for i, (left, right, y) in enumerate(boxes):
+        assert all(right <= a or b <= left or abs(y - c) >= 10 for a, b, c in boxes[:i])
+        assert not any(left < x < right and y - 9 < at < y for x, at in dots)
 
 
 def test_every_part_has_its_section() -> None:

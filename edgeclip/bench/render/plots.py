@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.bench.render.svg import Axis, Plot, axis, stacked
+from edgeclip.bench.render.stack import stacked
+from edgeclip.bench.render.svg import Axis, Plot, axis
 from edgeclip.bench.render.words import a_few, number, percent, size
 from edgeclip.bench.report import ColdStart, Roof, ScenarioResult, Series, Stages, SweepPoint, VariantPoint
 
@@ -73,9 +74,11 @@ def cumulative(result: ScenarioResult) -> str:
     ms = np.sort(np.asarray(result.latencies.ms))
     at = np.unique(np.linspace(0, len(ms) - 1, min(len(ms), 400)).astype(int))
     points = [(float(ms[i]), 100 * (i + 1) / len(ms)) for i in at]
+    first = float(ms[ms > 0][0]) if ms[-1] > 0 else 1.0
+    room = float(ms[-1] * (ms[-1] / first) ** 0.3)  # to the right, for p99's label
     plot = Plot(
         f"Cumulative distribution of {result.scenario} latencies",
-        axis("ms", ms.tolist(), log=True),
+        axis("ms", [*ms.tolist(), room], log=True),
         Axis("% of queries within", 0, 100),
     )
     plot.line(points, "c1")

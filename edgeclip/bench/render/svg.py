@@ -172,7 +172,7 @@ class Plot:
         """One point with a tooltip, and a label that covers no other."""
         shape = {"cx": self.x(x), "cy": self.y(y), "r": 4}
         self.parts.append(tag("circle", tag("title", text(title)), class_=f"dot {css}", **shape))
-        self.taken.append((shape["cx"] - 4, shape["cy"] + 4, 8))
+        self.taken.append((shape["cx"] - 3.5, shape["cy"] + 4, 7))
         self.label(self.x(x), self.y(y), label, 17 if below else 4)
 
     def whisker(self, y: float, low: float, high: float, css: str) -> None:
@@ -271,33 +271,3 @@ def _placed(found: Axis, first: float, last: float) -> Axis:
 def drawing(body: str, height: float, width: float = WIDTH) -> str:
     """An SVG element as wide as its place."""
     return tag("svg", body, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img")
-
-
-def stacked(
-    title: str,
-    rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]],
-    show: Callable[[float], str] = number,
-) -> str:
-    """Level bars of segments.
-
-    Args:
-        rows: name of a bar, and its segments: name, length in any unit (the longest bar fills the width), class of its colour.
-    """
-    most = (
-        max((sum(max(0.0, length) for _, length, _ in segments) for _, segments in rows), default=0.0) or 1.0
-    )
-    parts, step = [tag("title", text(title))], 52
-    for row, (name, segments) in enumerate(rows):
-        x, y = 2.0, row * step + 18.0
-        parts.append(tag("text", text(name), class_="axis", x=x, y=row * step + 12.0))
-        for segment, length, css in segments:
-            wide = max(0.0, length) / most * (WIDTH - 4)
-            tip = tag("title", text(f"{segment}: {show(length)}"))
-            parts.append(tag("rect", tip, class_=f"segment {css}", x=x, y=y, width=wide, height=26.0))
-            word = clean(segment)
-            if LETTER * len(word) + 8 < wide:
-                parts.append(
-                    tag("text", text(word), class_="inside", x=x + wide / 2, y=y + 17, text_anchor="middle")
-                )
-            x += wide
-    return drawing("".join(parts), max(1, len(rows)) * step - 4)
