@@ -35,7 +35,9 @@ from edgeclip.errors import InputError
 
 TURN_S = 0.25
 NARROW = 0.03  # half of the interval of p50 at which it is enough: a change of 5 % is told from none, and from 10 %
-LEAST_PAIRS = 3  # of processes: fewer tell nothing about the next
+LEAST_PAIRS = (
+    5  # of processes: with 3 the interval is three times as wide for the same scatter, and nothing is told
+)
 WARM_TURNS = 4
 
 
@@ -78,7 +80,7 @@ def compare_live(
     """Run A and B in turns, and compare them query by query.
 
     Args:
-        settings: `min_seconds` are shared by both and by `launches` pairs of processes, at least three; further pairs are started until the
+        settings: `min_seconds` are shared by both and by `launches` pairs of processes, at least five; further pairs are started until the
             interval of p50 is narrow enough or `max_seconds` are over.
         strict: a gate that cannot be decided fails.
         start: starts one side.

@@ -53,11 +53,9 @@ def test_without_the_pulse_neither_holds():
     assert worse > 0.05 or found < 0.3
 
 
-@pytest.mark.parametrize("percent", [99])
-def test_tails_may_be_undecided_but_not_wrong(percent):
-    worse, _, better = told("noisy", percent)
-    assert worse <= 0.15  # measured: 8 %; of p90, 3 %
-    assert better <= 0.05
+def test_tails_may_be_undecided_but_not_wrong():
+    worse, _, better = told("noisy", 99)
+    assert (worse, better) == (0, 0)
 
 
 def made(ms, launch_count=5, pulse=None, seed=0):
