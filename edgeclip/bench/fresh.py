@@ -22,7 +22,7 @@ from edgeclip import errors
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import TASKS, Task, open_task
+from edgeclip.bench.tasks import TASKS, Task, open_task, unit_of
 from edgeclip.bundle import Bundle
 from edgeclip.bundle.typed import from_json_value
 from edgeclip.errors import EdgeClipError, EngineError
@@ -77,7 +77,8 @@ def in_fresh_process(
 
 
 def takes_labels(task: str) -> bool:
-    """Whether the task's results are labels, whose vectors a pack may bring."""
+    """Whether the task's results are labels, whose vectors a pack may bring. Raises InputError for no such task."""
+    unit_of(task)
     return hasattr(import_module(TASKS[task]), "labels_of")
 
 

@@ -34,7 +34,7 @@ Clock = Callable[[], int]  # ns
 def measure_variants(
     bundle: Bundle, settings: Settings, inputs: Inputs, between: Between
 ) -> tuple[VariantPoint, ...]:
-    """Time the image tower alone in each of its variants, one picture a call, on the engine that this machine uses.
+    """Time the image tower alone (on a GPU with its copies) in each variant, one picture a call, on the engine that this machine uses.
 
     All that open take turns, so that what slows the machine slows all of them.
 

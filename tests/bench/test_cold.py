@@ -84,6 +84,11 @@ def test_tasks_without_labels_have_one_kind(bundle: Bundle, started: list[str]) 
     assert started == ["dropped", "no pack"] * 3
 
 
+def test_there_has_to_be_such_a_task(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="task 'detect': no such task"):
+        measure_cold(bundle, preset("quick", task="detect"), jpegs(1))
+
+
 # --- the system forgets files
 
 
