@@ -430,3 +430,14 @@ def test_no_such_task(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "toy")
     with load(bundle) as model, pytest.raises(InputError, match="task 'detect': no such task"):
         roofline.measure_roofline(bundle, model, preset("quick", task="detect"))
+
+
+@pytest.mark.gpu
+def test_a_roof_on_a_gpu() -> None:
+    bundle = open_bundle("nano")
+    with load(bundle, "onnxruntime-cuda") as model:
+        (roof,) = roofline.measure_roofline(bundle, model, preset("quick", task="embed"), 8)
+    assert roof.operations == 8 * 213_878_784
+    assert roof.by_operator == {}
+    assert 100 < roof.peak_gflops < 1e6
+    assert roof.copy_gb_per_s > 20 or any(note.startswith("copy: not measured") for note in roof.notes)
