@@ -83,7 +83,7 @@ def measure(
     settings = settings or preset("standard")
     check_settings(settings)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    size = sum(entry.size for entry in opened.manifest.files.values())
+    size = opened.size_bytes
     plan = Plan(steps_of(settings, size, len(opened.manifest.variants_of("image")), usable_cores()), tell)
     plan.begin(LOOK)
     inputs = load_inputs(images, settings.task, settings)
@@ -141,6 +141,7 @@ def _same_engines(run: Run, one: Launched, where: str) -> None:
     """Remember what ran; figures of different engines are never put together. Warnings of the runtime are told once."""
     if run.used is None:
         run.used = one.used
+        run.sampler.gpu = any(tower.provider != "CPUExecutionProvider" for tower in one.used.towers)
         for line in one.warnings:
             log.warning("%s", line)
     elif {t.tower: t for t in one.used.towers} != {t.tower: t for t in run.used.towers}:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeclip.bench.settings import PARTS, SCENARIOS
+from edgeclip.bench.settings import PARTS
 from edgeclip.cli.bench_options import (
     SECONDS,
     check_places,
     live_line,
     page_options,
+    scenario_options,
     settings_options,
     write_result,
 )
@@ -47,6 +48,11 @@ More with reports:
 class _Bench(click.Group):
     """Runs by itself, unless the first word is one of its verbs. A bundle of such a name is reached as ./compare."""
 
+    allow_interspersed_args, allow_extra_args = (
+        True,
+        False,
+    )  # as of a command: a group leaves the rest to its verbs
+
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
@@ -67,17 +73,13 @@ class _Bench(click.Group):
 @click.group(cls=_Bench, epilog=EXAMPLES, no_args_is_help=False)
 @click.argument("bundle")
 @settings_options
-@click.option(
-    "--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, "all", "none"]),
-    help="How queries come; may be repeated. Default: all but server.",
-)  # fmt: skip
+@scenario_options
 @click.option(
     "--rate", type=SECONDS, metavar="PER_S",
     help="Queries a second that the server scenario offers. Default: the highest that holds the bound is searched.",
 )  # fmt: skip
 @click.option("--bound", type=SECONDS, metavar="MS", help="Bound of the server's p99. Default: ten times p50 of a single stream.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), help="Pictures in one call of the offline scenario, and most queries that the server merges. Default: 8.")  # fmt: skip
-@click.option("--launches", type=click.IntRange(min=1), help="Fresh processes that a scenario is shared out to. Default: 5; 3 with --quick.")  # fmt: skip
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Part to measure beside the scenarios; may be repeated. Default: all parts.")  # fmt: skip
 @click.option("--skip", multiple=True, type=click.Choice([*PARTS, "all"]), help="Part to leave out; may be repeated.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="REPORT.json", help="Write the report into this file.")  # fmt: skip
@@ -85,9 +87,8 @@ class _Bench(click.Group):
 @click.option("--save/--no-save", default=True, help="Keep the report among the bundle's local ones, which `edgeclip inspect` lists. Default: keep it.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, for programs.")
 def command(
-    bundle: str, settings: Settings, images: Path | None, scenarios: tuple[str, ...], rate: float | None, bound: float | None,
-    batch: int | None, launches: int | None, only: tuple[str, ...], skip: tuple[str, ...], output: Path | None,
-    html: Path | None, markdown: Path | None, save: bool, as_json: bool,
+    bundle: str, settings: Settings, images: Path | None, rate: float | None, bound: float | None, batch: int | None,
+    only: tuple[str, ...], skip: tuple[str, ...], output: Path | None, html: Path | None, markdown: Path | None, save: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a bundle's latency on this machine.
 
@@ -99,25 +100,16 @@ def command(
     from edgeclip.bundle import open_bundle
 
     check_places(output, html, markdown)
-    changes: dict[str, Any] = {
-        "scenarios": _chosen(scenarios, settings.scenarios),
-        "parts": tuple(p for p in only or settings.parts if p not in skip and "all" not in skip),
-    }
+    parts = tuple(part for part in only or settings.parts if part not in skip and "all" not in skip)
+    changes: dict[str, Any] = {"parts": parts}
     changes |= {"server_rate_per_s": rate} if rate else {}
     changes |= {"server_bound_ms": bound} if bound else {}
     changes |= {"offline_batch": batch, "server_batch": batch} if batch else {}
-    changes |= {"launches": launches} if launches else {}
     with live_line() as tell:
         report = measure(bundle, replace(settings, **changes), images, tell)
     if save:
         _keep(open_bundle(bundle), report)
     write_result(report, output, html, markdown, as_json)
-
-
-def _chosen(names: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
-    if "none" in names:
-        return ()
-    return SCENARIOS if "all" in names else tuple(n for n in SCENARIOS if n in names) or default
 
 
 def _keep(bundle: Bundle, report: Report) -> None:

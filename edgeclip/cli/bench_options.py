@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from edgeclip.bench.settings import SCENARIOS
 from edgeclip.cli.common import engine_options, notes, parse_labels, say
 from edgeclip.errors import InputError
 
@@ -85,6 +87,29 @@ def settings_options(command: F) -> F:
     return found
 
 
+def scenario_options(command: F) -> F:
+    """`--scenario` and `--launches`, on top of `settings_options`."""
+
+    @wraps(command)
+    def parsed(*, settings: Settings, scenarios: tuple[str, ...], launches: int | None, **others: Any) -> Any:
+        if scenarios:
+            every = () if "none" in scenarios else SCENARIOS
+            settings = replace(
+                settings, scenarios=tuple(n for n in every if n in scenarios or "all" in scenarios)
+            )
+        if launches:
+            settings = replace(settings, launches=launches)
+        return command(settings=settings, **others)
+
+    found = cast("F", parsed)
+    for option in (
+        click.option("--launches", type=click.IntRange(min=1), help="Fresh processes that a scenario is shared out to. Default: 5; 3 with --quick."),
+        click.option("--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, "all", "none"]), help="How queries come; may be repeated. Default: all but server."),
+    ):  # fmt: skip
+        found = option(found)
+    return found
+
+
 def page_options(command: F) -> F:
     """`--html` and `--markdown`."""
     for option in (
@@ -99,7 +124,7 @@ def check_places(*files: Path | None) -> None:
     """Refuse, before minutes are spent on measuring, a file that cannot be written. Raises InputError."""
     given = [file for file in files if file is not None]
     for file in given:
-        folder = next(parent for parent in file.absolute().parents if parent.exists())
+        folder = next((parent for parent in file.absolute().parents if parent.exists()), file)
         if file.is_dir() or not folder.is_dir():
             raise InputError(f"{file}: expected the name of a file, got a folder or a place below a file.")
     if len({file.resolve() for file in given}) < len(given):
@@ -107,17 +132,29 @@ def check_places(*files: Path | None) -> None:
 
 
 def write_result(
-    found: Result, output: Path | None, html: Path | None, markdown: Path | None, as_json: bool
+    found: Result,
+    output: Path | None,
+    html: Path | None,
+    markdown: Path | None,
+    as_json: bool,
+    sides: tuple[Report, Report] | None = None,
 ) -> None:
-    """Write a report, comparison or matrix into the files that were asked for, then print it."""
+    """Write a report, comparison or matrix into the files that were asked for, then print it.
+
+    Args:
+        sides: the two reports of a comparison, for its page.
+    """
     from edgeclip.bench.reading import to_json
     from edgeclip.bench.render import to_html, to_markdown, to_text
     from edgeclip.files import write_file
 
-    for path, make in ((output, to_json), (html, to_html), (markdown, to_markdown)):
+    def page(found: Result) -> str:
+        return to_html(found, sides)
+
+    for path, make in ((output, to_json), (html, page), (markdown, to_markdown)):
         if path is not None:
             write_file(path, make(found))
-    click.echo(to_json(found) if as_json else to_text(found))
+    click.echo((to_json(found) if as_json else to_text(found)).rstrip())
 
 
 @contextmanager
