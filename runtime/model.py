@@ -331,7 +331,7 @@ class Model:
         """Embed labels once, for devices that then need neither text tower nor tokenizer. `strict`: refuse one that is too long."""
         self._require_open()
         names, prompts = check_labels(labels), check_templates(templates, self.manifest.templates)
-        vectors = self._prompts.ensemble(names, prompts, strict=strict)
+        vectors = self._prompts.ensemble(names, prompts, strict=strict).copy()  # the caller's own
         used = self._text.engine
         return LabelPack(names, prompts, vectors, self.manifest.model_id, used.variant.id if used else "")
 

@@ -69,17 +69,16 @@ def rank(
     Args:
         thresholds: of each label; the answer is the best label that reaches its own. None: no threshold.
     """
-    order = np.argsort(-scores, kind="stable")
-    if thresholds is None:
-        chosen = int(order[0])
-    else:
-        chosen = next((int(i) for i in order if scores[i] >= thresholds[i]), -1)
+    # Python's own numbers from here on: picking thousands of numpy's one by one takes four times as long
+    order, values = np.argsort(-scores, kind="stable").tolist(), scores.tolist()
+    good = order if thresholds is None else (i for i in order if values[i] >= thresholds[i])
+    chosen: int = next(iter(good), -1)
     order = order[:top_k]
     return Classification(
         label=labels[chosen] if chosen >= 0 else None,
-        score=float(scores[chosen if chosen >= 0 else order[0]]),
+        score=values[chosen if chosen >= 0 else order[0]],
         label_index=chosen,
-        labels=tuple(labels[i] for i in order),
-        scores=tuple(float(scores[i]) for i in order),
-        label_indices=tuple(int(i) for i in order),
+        labels=tuple([labels[i] for i in order]),
+        scores=tuple([values[i] for i in order]),
+        label_indices=tuple(order),
     )

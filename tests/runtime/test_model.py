@@ -178,6 +178,31 @@ def test_templates_are_averaged_and_normalised_again(model: Model) -> None:
         model.classify(picture(1), ["cat"], ["a photo"])
 
 
+def test_the_last_labels_are_put_together_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, templates = ["cat", "dog"], ["a {}", "a photo of a {}"]
+    first = model.classify(picture(1), labels, templates)
+    asked: list[int] = []
+    embed = model._prompts.embed
+    monkeypatch.setattr(
+        model._prompts, "embed", lambda texts, **k: (asked.append(len(texts)), embed(texts, **k))[1]
+    )
+    assert model.classify(picture(1), list(labels), tuple(templates)) == first
+    assert asked == []
+    other = model.classify(picture(1), labels, templates[:1])
+    turned = model.classify(picture(1), labels[::-1], templates)
+    assert asked == [2, 4]
+    assert other.scores != first.scores
+    assert (turned.labels, turned.label_indices) == (first.labels, tuple(1 - i for i in first.label_indices))
+    model.classify(picture(1), labels, templates)
+    model.make_labels(labels, templates).vectors[:] = 0
+    assert model.classify(picture(1), labels, templates) == first, "a pack is its owner's"
+    model.keep_texts(0)
+    asked.clear()
+    for _ in range(2):
+        assert model.classify(picture(1), labels, templates) == first
+    assert asked == [4, 4]
+
+
 def test_none_of_these(model: Model) -> None:
     result = model.classify(picture(1), ["cat", "dog"], threshold=0.999)
     assert (result.label, result.label_index) == (None, -1)
