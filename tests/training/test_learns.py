@@ -12,22 +12,20 @@ from edgeclip.models.training import load_recipe, train, with_settings
 
 
 @pytest.mark.parametrize(
-    ("name", "loss_below"),
+    ("name", "steps", "batch", "loss_below"),
     [
-        ("clip_vit_tiny", math.log(64) / 4),
-        pytest.param("siglip_vit_tiny", 0.75 * 8 * math.log(2), marks=pytest.mark.parity),
+        ("clip_vit_tiny", 110, 48, math.log(48) / 4),
+        pytest.param("siglip_vit_tiny", 150, 64, 0.75 * 8 * math.log(2), marks=pytest.mark.parity),
     ],
 )
-def test_learns_shapes(tmp_path: Path, name: str, loss_below: float) -> None:
-    recipe = with_settings(
-        load_recipe(name),
-        ("steps=150", "batch_size=64", "warmup_steps=15", "checkpoint_every=150", "device=cpu"),
-    )
+def test_learns_shapes(tmp_path: Path, name: str, steps: int, batch: int, loss_below: float) -> None:
+    sizes = (f"steps={steps}", f"batch_size={batch}", f"warmup_steps={steps // 10}")
+    recipe = with_settings(load_recipe(name), (*sizes, f"checkpoint_every={steps}", "device=cpu"))
     result = train(recipe, tmp_path, progress=False)
     assert result.loss < loss_below
     scores = [
         json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "score" in line
     ]
-    # 600 pictures of 84 captions never trained on: chance is 0.012. Measured 0.80 (clip) after 150 steps.
+    # 600 pictures of 84 captions never trained on: chance is 0.012. Measured 0.72 (clip).
     assert scores[0]["score"] < 0.05
     assert scores[-1]["score"] > 0.5
