@@ -151,18 +151,30 @@ def _box(text: ElementTree.Element) -> tuple[float, float, float]:
     return left, left + wide, float(text.attrib["y"])
 
 
-def test_crowded_labels_find_free_places() -> None:
-    """Ten points at one place: no label covers another, or a dot."""
+@pytest.mark.parametrize(("across", "up"), [(0.2, 0.0), (0.0, 0.25), (0.1, 0.1)])
+def test_crowded_labels_find_free_places(across: float, up: float) -> None:
+    """Points that lie nearly at one place: no label covers another, or a dot."""
     plot = Plot("crowd", Axis("ms", 0, 10), Axis("%", 0, 10))
-    for i in range(10):
-        plot.dot(5 + 0.2 * i, 5, "c1", f"point {i}", f"label {i}")
+    for i in range(8):
+        plot.dot(5 + across * i, 5 + up * i, "c1", f"point {i}", f"label {i}")
     drawing = ElementTree.fromstring(plot.svg())
     boxes = [_box(text) for text in drawing.iter("text") if text.attrib["class"] == "label"]
     dots = [(float(d.attrib["cx"]), float(d.attrib["cy"])) for d in drawing.iter("circle")]
-    assert len(boxes) == 10
+    assert len(boxes) == 8
     for i, (left, right, y) in enumerate(boxes):
         assert all(right <= a or b <= left or abs(y - c) >= 10 for a, b, c in boxes[:i])
         assert not any(left < x < right and y - 9 < at < y for x, at in dots)
+
+
+def test_launches_are_drawn_apart() -> None:
+    """No line crosses the time in which a new process started."""
+    drawn = next(d for d in drawings(html_of("report")) if "over time" in (d.findtext("title") or ""))
+    edges = sorted(float(e.attrib["x1"]) for e in drawn.iter("line") if e.attrib["class"] == "launch")
+    assert len(edges) == 2
+    lines = [[x for x, _ in _places(line)] for line in drawn.iter("polyline")]
+    assert len(lines) == 6  # medians and pulses of three launches
+    for xs in lines:
+        assert not any(min(xs) < edge - 0.1 and max(xs) > edge + 0.1 for edge in edges)
 
 
 def test_every_part_has_its_section() -> None:
@@ -405,6 +417,7 @@ def test_numbers_are_short() -> None:
     assert numbers.interval(Quantile(12.0, 11.8, 12.31)) == "12.0 (11.8–12.3)"
     assert [numbers.size(n) for n in (3, 2500, 350e6, 2.15e9)] == ["3 B", "2.5 kB", "350 MB", "2.15 GB"]
     assert [numbers.percent(v, signed=True) for v in (0.123, -0.0042, 0.0)] == ["+12 %", "-0.4 %", "0.0 %"]
+    assert [numbers.percent(v) for v in (0.042, 0.0994, 0.0996, 1.0)] == ["4.2 %", "9.9 %", "10 %", "100 %"]
 
 
 def test_ticks_are_round_and_few() -> None:
@@ -427,4 +440,6 @@ def test_an_axis_has_length_for_equal_values() -> None:
     ):
         assert made.high > made.low
         assert 0 <= made((made.low + made.high) / 2) <= 1
+    assert Axis("x", 99.94, 100.06).texts == ["99.95", "100.00", "100.05"]
+    assert Axis("x", 0, 100).texts == ["0", "20", "40", "60", "80", "100"]
     assert Axis("x", 1, 100, log=True, first=0, last=10)(10) == pytest.approx(5)
