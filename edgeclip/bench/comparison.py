@@ -20,7 +20,7 @@ class Change:
     unit: str  # ms, /s, MB, J
     a: float
     b: float
-    change: float  # b / a - 1
+    change: float  # b / a - 1, less what the machine itself changed where `note` says so
     low: float | None  # interval of 95 % of the change; None: an exact figure, or one without an interval
     high: float | None
     verdict: Verdict
