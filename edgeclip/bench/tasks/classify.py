@@ -27,6 +27,7 @@ class Classify:
 
     @property
     def samples(self) -> int:
+        """How many different ones queries draw from."""
         return len(self.pictures)
 
     def query(self, samples: Sequence[int]) -> object:

@@ -24,6 +24,7 @@ class Embed:
 
     @property
     def samples(self) -> int:
+        """How many different ones queries draw from."""
         return len(self.pictures)
 
     def query(self, samples: Sequence[int]) -> object:

@@ -24,6 +24,7 @@ class EmbedText:
 
     @property
     def samples(self) -> int:
+        """How many different ones queries draw from."""
         return len(self.texts)
 
     def query(self, samples: Sequence[int]) -> object:

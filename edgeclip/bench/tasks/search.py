@@ -31,6 +31,7 @@ class Search:
 
     @property
     def samples(self) -> int:
+        """How many different ones queries draw from."""
         return len(self.texts)
 
     def query(self, samples: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
