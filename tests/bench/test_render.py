@@ -235,6 +235,19 @@ def test_histograms_count_every_query_once() -> None:
     assert "p99 47.1 →" in sections[0]
 
 
+def test_the_cumulative_curve_passes_its_percentiles() -> None:
+    for drawing in drawings(html_of("report")):
+        if not (drawing.findtext("title") or "").startswith("Cumulative"):
+            continue
+        curve = next(drawing.iter("polyline")).attrib["points"].split()
+        x, y = np.array([point.split(",") for point in curve], float).T
+        dots = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in drawing.iter("circle")]
+        assert len(dots) == 3
+        for at, level in dots:
+            near = np.abs(x - at) < 3
+            assert y[near].min() - 4 <= level <= y[near].max() + 4, "pixels; 2 % of the axis"
+
+
 def test_a_points_place_is_its_value() -> None:
     """The throughput curve, read back from the pixels by its own ticks."""
     drawing = next(d for d in drawings(html_of("report")) if (d.findtext("title") or "").startswith("Throughput and latency"))  # fmt: skip
