@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,23 @@ from tests.checkpoints import TEXTS, hf_preprocessor, write_hf
 from tests.models.agreement import TOLERANCE, assert_agrees, hf_outputs, inputs, our_outputs, worst
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """Two blocks of a real size: transformers' model and the source; not to be changed."""
+
+    @cache
+    def write(size: str) -> tuple[Any, Any]:
+        folder = tmp_path_factory.mktemp("real")
+        return write_hf(folder, size), load_source(str(folder))
+
+    return write
+
+
 @pytest.mark.parametrize(
     "size", ["B/32", *(pytest.param(size, marks=pytest.mark.parity) for size in ("B/16", "L/14", "L/14-336"))]
 )
-def test_two_blocks_of_real_width_agree(size: str, tmp_path: Path) -> None:
-    model = write_hf(tmp_path, size)
-    source = load_source(str(tmp_path))
+def test_two_blocks_of_real_width_agree(size: str, written: Callable[[str], tuple[Any, Any]]) -> None:
+    model, source = written(size)
     pixels, ids = inputs(source)
     assert_agrees(source, hf_outputs(model, pixels, ids), our_outputs(source.model, pixels, ids))
     assert source.model.logit_scale.item() == pytest.approx(2.6592)
@@ -121,10 +134,9 @@ class TestPlantedFaults:
     8.1e-4, 1.6e-3; one position before the end 7.7e-2; no fault 0 (open_clip as reference: 2e-7).
     """
 
-    @pytest.fixture(scope="class")
-    def pair(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-        folder = tmp_path_factory.mktemp("b32")
-        return write_hf(folder, "B/32"), load_source(str(folder))
+    @pytest.fixture
+    def pair(self, written: Callable[[str], tuple[Any, Any]]) -> tuple[Any, Any]:
+        return written("B/32")
 
     def _gap(self, pair: tuple[Any, Any], **changes: Any) -> tuple[float, ...]:
         model, source = pair
