@@ -161,8 +161,11 @@ def result(
 
 
 def harness_us() -> float:
-    """What the loop adds to a query: the whole of its time for a query that does nothing, by the best of five rounds."""
-    rounds, queries = 5, 4096
+    """What the loop adds to a query: the whole of its time for a query that does nothing, by the best of forty rounds.
+
+    A round is short, 0.4 ms, so that some go by undisturbed on a busy machine as well.
+    """
+    rounds, queries = 40, 512
     drawn = draws(16, 1, 0)
 
     def once() -> float:
