@@ -246,11 +246,15 @@ def test_a_process_that_fails_gives_its_reason(bundle: Bundle, program: str, wan
 
 
 def test_a_process_that_hangs_is_ended(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[subprocess.Popen[bytes]] = []
-    kill = subprocess.Popen.kill
+    ended, limits = list[subprocess.Popen[bytes]](), list[float]()
+    kill, communicate = subprocess.Popen.kill, subprocess.Popen.communicate
+    monkeypatch.setattr(
+        subprocess.Popen, "communicate", lambda self, data, timeout: (limits.append(timeout), communicate(self, data, timeout))[1]
+    )  # fmt: skip
     monkeypatch.setattr(subprocess.Popen, "kill", lambda self: (ended.append(self), kill(self))[1])
     found = measure_cell(asked(bundle), INPUTS, 0.2, code("import time; time.sleep(99)"))
     assert found == "no result after 0.2 s"
+    assert limits == [0.2]
     assert [process.returncode for process in ended] == [-9]
 
 

@@ -18,7 +18,7 @@ from benchmarks import make_probes
 from edgeclip.bench import roofline
 from edgeclip.bench.roofline import copying, operations, peaks, products, work
 from edgeclip.bench.roofline.operations import Node
-from edgeclip.bench.roofline.profile import run_profiled, shares
+from edgeclip.bench.roofline.profile import _by_call, run_profiled, shares
 from edgeclip.bench.roofline.work import Work, _split, count_work
 from edgeclip.bench.settings import preset
 from edgeclip.bundle import Axes, Bundle, open_bundle
@@ -219,6 +219,22 @@ def node(kind: str, us: float, **facts: Any) -> Node:
     return Node(**{"kind": kind, "types": (), "inputs": (), "output": (), "us": us, "parameter_bytes": 0, "output_bytes": 0, **facts})  # fmt: skip
 
 
+def test_nodes_are_told_apart_by_call_and_from_what_surrounds_them() -> None:
+    """Older releases write what came before and after a node too."""
+    facts = {"op_name": "Relu", "input_type_shape": [{"float": [2]}], "output_type_shape": [{"float": [2]}], "parameter_size": "0", "output_size": "8"}  # fmt: skip
+
+    def event(name: str, ts: int, dur: int = 1, cat: str = "Node") -> dict[str, Any]:
+        return {"name": name, "ts": ts, "dur": dur, "cat": cat, "args": facts}
+
+    first = [event("r_fence_before", 11), event("r_kernel_time", 12, 3), event("r_fence_after", 16)]
+    second = [event("r_kernel_time", 33, 5), event("r_kernel_time", 45, 1)]
+    runs = [event("model_run", 10, 10, "Session"), event("model_run", 30, 20, "Session")]
+    found = _by_call([*second, *runs, *first, event("model_loading_uri", 0, 9, "Session")], Path("g"))
+    assert [[node.us for node in nodes] for nodes in found] == [[3.0], [5.0, 1.0]]
+    with pytest.raises(EngineError, match=r"g: onnxruntime's profile holds no nodes\."):
+        _by_call(runs, Path("g"))
+
+
 def test_shares_are_medians_over_the_calls() -> None:
     quiet = [node("MatMul", 60), node("Add", 20), node("MatMul", 20)]
     disturbed = [node("MatMul", 60), node("Add", 900), node("MatMul", 20)]
@@ -303,7 +319,7 @@ def test_a_peak_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_copy_is_larger_than_the_cache(tmp_path: Path) -> None:
-    for index, size in enumerate(("32K", "512K", "32768K")):
+    for index, size in enumerate(("32K", "32768K", "512K", "64K")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}/size").write_text(size + "\n")
     assert copying.last_level_cache(tmp_path) == 32 << 20
