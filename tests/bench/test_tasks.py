@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from edgeclip.bench.tasks import TASKS, classify, open_task, unit_of
 from edgeclip.errors import InputError
 from edgeclip.runtime.model import Model
 from edgeclip.runtime.prompts import Prompts
+from tests.mutants import broken
 from tests.runtime.toy import make_bundle, picture
 from tests.runtime.toy import text_reference as reference
 
@@ -119,6 +122,31 @@ def test_texts_are_computed_anew_in_every_query_and_twice_in_one(
         task.query(samples)
     assert seen == [TEXTS[i] for i in (0, 0, 1, 1, 2)]
     assert (task.unit, task.samples) == ("text", 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "new"),
+    [
+        (Prompts.embed, "if self._capacity:", "if True:"),  # the same text twice in a call is computed once
+        (Prompts.keep, "self._capacity = most", "pass"),  # what an earlier query found is used again
+        (Prompts.keep, "> most", "> most + 2"),  # what was known before is
+    ],
+)
+def test_planted_faults_of_texts_kept_are_caught(
+    model: Model,
+    inputs: Inputs,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[..., Any],
+    old: str,
+    new: str,
+) -> None:
+    monkeypatch.setattr(Prompts, function.__name__, broken(function, old, new))
+    model.embed_texts(TEXTS[:2])
+    task = open_task("embed-text", model, inputs, Settings())
+    seen = counted(model, monkeypatch)
+    for samples in ([0], [0], [1, 1, 2]):
+        task.query(samples)
+    assert seen != [TEXTS[i] for i in (0, 0, 1, 1, 2)]
 
 
 def test_texts_are_kept_again_when_asked(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from importlib import import_module
 
 from edgeclip.bench.between import Between
 from edgeclip.bench.report import ScenarioResult
-from edgeclip.bench.scenarios.loop import harness_us
 from edgeclip.bench.scenarios.launches import merge
+from edgeclip.bench.scenarios.loop import harness_us
 from edgeclip.bench.settings import ScenarioName, Settings
 from edgeclip.bench.tasks import Task
 from edgeclip.errors import InputError
