@@ -128,7 +128,11 @@ def test_texts_are_computed_anew_in_every_query_and_twice_in_one(
     ("function", "old", "new"),
     [
         (Prompts.embed, "if self._capacity:", "if True:"),  # the same text twice in a call is computed once
-        (Prompts.keep, "self._capacity = most", "pass"),  # what an earlier query found is used again
+        (
+            Prompts.keep,
+            "self._capacity, self._last = most, None",
+            "self._last = None",
+        ),  # what an earlier query found is used again
         (Prompts.keep, "> most", "> most + 2"),  # what was known before is
     ],
 )
