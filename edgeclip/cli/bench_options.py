@@ -103,7 +103,7 @@ def scenario_options(command: F) -> F:
 
     found = cast("F", parsed)
     for option in (
-        click.option("--launches", type=click.IntRange(min=1), help="Fresh processes that a scenario is shared out to. Default: 5; 3 with --quick."),
+        click.option("--launches", type=click.IntRange(min=1), help="Fresh processes that a scenario is shared out to. Default: 10; 3 with --quick."),
         click.option("--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, "all", "none"]), help="How queries come; may be repeated. Default: all but server."),
     ):  # fmt: skip
         found = option(found)

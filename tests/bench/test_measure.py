@@ -40,7 +40,7 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
         self.launches: list[tuple[str, Settings, float]] = []
-        self.joules: float | None = 3.0
+        self.joules: list[float | None] = [3.0, 3.0]
         self.ran = Used((TOWER,), 2)
         report = make_report()
         parts = {
@@ -95,7 +95,7 @@ class Watched:
 
     def energy_j(self, begun_ns: int, ended_ns: int) -> float | None:
         assert ended_ns - begun_ns == 5 * 10**8
-        return self.joules
+        return self.joules[begun_ns // 10**9 % 2]
 
     def state(self) -> Any:
         return make_state()
@@ -157,7 +157,7 @@ def test_launches_are_put_together(watched: Watched, toy: Bundle) -> None:
 
 
 def test_no_energy_without_a_counter_over_all_of_it(watched: Watched, toy: Bundle) -> None:
-    watched.joules = None
+    watched.joules[1] = None  # over one of the two launches
     (one,) = measure(toy, replace(SETTINGS, scenarios=("offline",), parts=())).scenarios
     assert one.energy_j is None
 
