@@ -159,7 +159,7 @@ class Model:
     @cached_property
     def codecs(self) -> Codecs:
         """How to store this model's vectors in fewer bytes. Raises EngineError for a bundle that none were fitted for."""
-        from edgeclip.runtime.codecs import Codecs  # late: without it, importing this takes a sixth less CPU time
+        from edgeclip.runtime.codecs import Codecs  # late: a sixth of what `import` takes
 
         facts = self.manifest
         if not facts.codecs:

@@ -81,6 +81,7 @@ def model_with(*overlaps: bool) -> Any:
 
 def counted(patch: pytest.MonkeyPatch) -> Stages:
     watch = Watch(patch)
+    patch.setattr(measuring, "_place_us", lambda spans: 1.0)
     patch.setattr(measuring, "warm_up", lambda query, begin, seconds: query(next(begin())))
     settings = preset("quick", part_seconds=1.0)
     return measure_stages(model_with(False), Counted(watch), settings, Nothing(), clock=watch)  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ class Opened:
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     task = Noted()
+    monkeypatch.setattr(sweeps, "PATIENCE", 10_000)  # however busy the machine
     monkeypatch.setattr(sweeps, "settled", nullcontext)  # collecting all of pytest's garbage takes 0.2 s
     monkeypatch.setattr(sweeps, "open_task", lambda *_: task)
     return task
