@@ -14,7 +14,7 @@ Tell = Callable[[str, float], None]  # what is being done, seconds left until th
 
 LOOK, LOOK_S = "look at the device", 3.0  # idle power, and pictures that are made
 PROCESS_S = 1.0  # a fresh process: Python, numpy, onnxruntime
-BYTES_PER_S = 300e6  # of a bundle, while it is opened: weights read and packed
+BYTES_PER_S = 500e6  # of a bundle, while it is opened: weights read and packed
 WARMUP_S = 1.5  # of one launch, or three tenths of it where that is less
 ROOFLINE_S = 2.5  # probes and counting, beside part_seconds
 

@@ -48,7 +48,11 @@ def changes(comparison: Comparison) -> Grid:
         (label(c), c.unit, fixed(c.a), fixed(c.b), change_text(c), c.verdict, "-" if c.resolution is None else f"±{percent(c.resolution)}", (c.gate and f"{c.gate}: {'failed' if c.failed else 'passed' if c.verdict != 'undecided' else 'undecided'}") or "-")
         for c in comparison.changes
     ]  # fmt: skip
-    notes = [f"{label(c)}: {c.note}" for c in comparison.changes if c.note]
+    alike: dict[str, list[str]] = {}
+    for c in comparison.changes:
+        if c.note:
+            alike.setdefault(c.note, []).append(label(c))
+    notes = [f"{', '.join(labels)}: {note}" for note, labels in alike.items()]
     if comparison.machine is not None:
         slower = "slower" if comparison.machine >= 0 else "faster"
         notes.append(
