@@ -6,7 +6,7 @@ layout in memory, and with it its luck, for as long as it lives: pairs of proces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -39,7 +39,10 @@ NARROW = 0.03  # half of the interval of p50 at which it is enough: a change of 
 # itself on a busy machine, intervals over turns missed the truth in 10 %, over 20 pairs of 3 s in 6 %, and those found 97 % of slowdowns by 10 %.
 PAIRS = 2
 LEAST_PAIRS = 5
-WARM_TURNS = 4
+WARM_S, WARM_QUERIES = (
+    0.5,
+    12,
+)  # of each process, whichever is less, before a whole turn that does not count either
 
 
 class Player(Protocol):
@@ -160,7 +163,7 @@ def _turns(
     """Turns of one pair of processes, an even number: the share of the time that is theirs."""
     samples = len(inputs.pictures) or len(inputs.texts)
     queries = draws(samples, _per_query(name, settings), settings.seed + pair)
-    warm = [[ns for _ in range(WARM_TURNS) for ns in side.turn(list(islice(queries, 3)))] for side in sides]
+    warm = [_warm(side, queries) for side in sides]
     size = max(1, round(TURN_S * 1e9 / max(median(ns) for ns in warm)))
     for side in sides:
         side.turn(list(islice(queries, size)))
@@ -173,6 +176,14 @@ def _turns(
         else:
             found.append((sides[0].turn(asked), sides[1].turn(asked)))
         spent += sum(map(sum, found[-1]))
+    return found
+
+
+def _warm(side: Player, queries: Iterator[list[int]]) -> list[int]:
+    """ns of the first queries of a process, two at least."""
+    found = list[int]()
+    while len(found) < 2 or (len(found) < WARM_QUERIES and sum(found) < 1e9 * WARM_S):
+        found += side.turn([next(queries)])
     return found
 
 

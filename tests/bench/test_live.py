@@ -184,7 +184,7 @@ def test_what_a_side_meets_arrives_as_it_met_it(tmp_path):
 
 def test_planted_faults_are_caught(monkeypatch):
     faults = (
-        ("_turns", "found.append((sides[0].turn(asked), second))", "found.append((second, sides[0].turn(asked)))", lambda: flagged_and_found(2)),
+        ("_turns", "found.append((sides[0].turn(asked), second))", "found.append((second, sides[0].turn(asked)))", lambda: flagged_and_found(4)),
         ("_turns", "if (len(found) + pair) % 2:", "if False:", test_both_get_the_same_queries_and_take_turns_at_beginning),
     )  # fmt: skip
     for name, old, new, test in faults:

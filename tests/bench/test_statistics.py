@@ -51,7 +51,7 @@ def test_percentiles_are_numpys():
     assert found.p50.low < found.p50.ms < found.p50.high
 
 
-@pytest.mark.parametrize(("memory", "percent"), [(0.0, 50), (0.9, 50), (0.9, 90)])
+@pytest.mark.parametrize(("memory", "percent"), [(0.9, 50), (0.9, 90)])
 def test_intervals_hold_the_truth_for_noise_that_lasts(memory, percent):
     assert coverage(ours, memory, percent) >= 0.85  # 95 % nominal, 91 % of many; 60 series tell +-6 %
 
