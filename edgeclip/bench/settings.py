@@ -56,7 +56,7 @@ PRESETS: dict[Preset, dict[str, object]] = {
     "quick": {
         "min_seconds": 8.0,
         "min_queries": 64,
-        "max_seconds": 16.0,
+        "max_seconds": 12.0,
         "launches": 3,
         "part_seconds": 1.0,
         "batches": (1, 4, 16),
