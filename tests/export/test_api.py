@@ -23,21 +23,22 @@ from edgeclip.export.api import ExportSettings, export_bundle
 from edgeclip.export.samples import TEXTS, encode, made_up_pictures, pictures_in, pixels_of, texts_in
 from edgeclip.models.sources import save_source
 from edgeclip.runtime.verify import verify
-from tests.export.sources import PREPROCESSING, clip_source, nano_source
+from tests.export.sources import PREPROCESSING, clip_source, nano_source, one_tower
 
 PORTABLE = ExportSettings(targets=("portable",))
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tiny CLIP and the report of its export, both flavours, from a folder of pictures."""
+    """A CLIP of one layer and the report of its export, both flavours, from a folder of pictures."""
     folder = tmp_path_factory.mktemp("exported")
     photos = folder / "photos"
     photos.mkdir()
     for i, picture in enumerate(made_up_pictures(10)):
         Image.fromarray(picture).save(photos / f"{i}.png")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    source = clip_source(licence=replace(clip_source().licence, warnings=("research only",)))
+    source = clip_source(layers=1)
+    source = replace(source, licence=replace(source.licence, warnings=("research only",)))
     steps: list[str] = []
     report = export_bundle(
         source,
@@ -113,13 +114,22 @@ def test_the_identity_stays_and_a_second_export_is_the_same(exported: Any, tmp_p
     assert again.bundle.manifest.model_id == report.bundle.manifest.model_id
     name = "graphs/image-fp32-decomposed.onnx"
     assert again.bundle.manifest.files[name] == report.bundle.manifest.files[name]
-    other = export_bundle(nano_source(digest="1" * 64), tmp_path / "other").bundle.manifest
-    assert other.model_id != report.bundle.manifest.model_id
 
 
-def test_nano_is_one_plain_variant_a_tower_and_fp16_halves_it(tmp_path: Path) -> None:
-    source = nano_source()
-    whole = export_bundle(source, tmp_path / "whole").bundle.manifest
+@pytest.fixture(scope="module")
+def whole_nano(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The manifest of a NanoCLIP that comes from other files than `exported`."""
+    return export_bundle(
+        nano_source(digest="1" * 64), tmp_path_factory.mktemp("nano") / "out"
+    ).bundle.manifest
+
+
+def test_other_files_are_another_model(exported: Any, whole_nano: Any) -> None:
+    assert whole_nano.model_id != exported[1].bundle.manifest.model_id
+
+
+def test_nano_is_one_plain_variant_a_tower_and_fp16_halves_it(whole_nano: Any, tmp_path: Path) -> None:
+    source, whole = nano_source(), whole_nano
     assert [v.id for v in whole.variants] == ["image-fp32", "text-fp32"]
     half = export_bundle(source, tmp_path / "half", settings=ExportSettings(store="fp16")).bundle.manifest
     assert [(v.id, v.axes.precision) for v in half.variants] == [
@@ -139,7 +149,7 @@ def test_a_wrong_activation_fails_the_gate_and_leaves_nothing(
     with pytest.raises(
         CheckFailed, match=r"image-fp32-decomposed: max_abs to the source is \d\.\d+e-0[2-4] over 16"
     ):
-        export_bundle(clip_source(), tmp_path / "out", settings=PORTABLE)
+        export_bundle(one_tower(clip_source(layers=1), "image"), tmp_path / "out", settings=PORTABLE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,7 +219,9 @@ def test_rows_that_depend_on_the_batch_are_found(exported: Any, monkeypatch: pyt
 
 
 def test_texts_that_feel_their_padding_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = clip_source("coca-avg")  # not causal: with its mask gone, padding is attended to
+    source = one_tower(
+        clip_source("coca-avg", layers=1), "text"
+    )  # not causal: with its mask gone, padding is attended to
     monkeypatch.setattr(clip_towers, "MASKED", 0.0)
     with pytest.raises(CheckFailed, match=r"text-fp32-decomposed: max_abs"):
         export_bundle(source, tmp_path / "out", settings=PORTABLE)

@@ -14,12 +14,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeclip.export.onnx_graph import trace
+from edgeclip.export.onnx_graph import write
 from edgeclip.export.passes import store_fp16
 from edgeclip.export.targets import FLAVOURS
-from edgeclip.export.towers import tower_of
-from tests.export.sources import clip_source
-from tests.export.traced import EVERY_SHAPE, KINDS, PIXELS, TOLERANCE, make_ids, traced, wanted
+from tests.export.traced import EVERY_SHAPE, KINDS, PIXELS, TOLERANCE, captured, make_ids, traced, wanted
 
 FLOOR = os.environ.get("EDGECLIP_FLOOR", "")
 VERSION = "1.23.2"
@@ -56,10 +54,10 @@ def test_every_graph_opens_and_agrees_in_the_oldest_onnxruntime(tmp_path: Path) 
                 (tmp_path / f"{name}.onnx").write_bytes(graph.SerializeToString())
                 np.savez(tmp_path / f"{name}.npz", inputs=inputs, want=wanted(source, kind, inputs))
                 tolerance[name] = TOLERANCE
-    tower = tower_of(clip_source(), "image", ("decomposed",))
-    model, _ = trace(tower, tower.flavours[0], (store_fp16,))
+    source, tower, graph = captured("openai", "image")
+    model, _ = write(graph, tower, FLAVOURS["decomposed"], (store_fp16,))
     (tmp_path / "fp16.onnx").write_bytes(ir.to_proto(model).SerializeToString())
-    np.savez(tmp_path / "fp16.npz", inputs=PIXELS, want=wanted(clip_source(), "image", PIXELS))
+    np.savez(tmp_path / "fp16.npz", inputs=PIXELS, want=wanted(source, "image", PIXELS))
     tolerance["fp16"] = 5e-3  # what rounding the weights moves
 
     done = subprocess.run(

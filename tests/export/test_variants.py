@@ -23,21 +23,14 @@ from edgeclip.models.clip import ImageTower
 from edgeclip.models.sources import save_source
 from edgeclip.runtime.images import bytes_of
 from edgeclip.runtime.verify import verify
-from tests.export.sources import IMAGE, clip_source, nano_source
+from tests.export.sources import IMAGE, clip_source, nano_source, one_tower
 
 SIZE = (48, 64)
 
 
-def images_only() -> Any:
-    """A tiny CLIP without its text tower."""
-    source = replace(clip_source(), text=None, tokenizer_json=b"")
-    source.model.text = None
-    return source
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    source = images_only()
+    source: Any = one_tower(clip_source(), "image")
     settings = ExportSettings(("portable",), uint8=True, token_merging=(3,), resolution=SIZE, threads=1)
     return source, export_bundle(source, tmp_path_factory.mktemp("variants") / "out", settings=settings)
 
@@ -150,7 +143,7 @@ def test_flags_reach_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parity
 def test_merging_with_halved_weights_passes_its_gate(tmp_path: Path) -> None:
     settings = ExportSettings(("portable",), store="fp16", token_merging=(3,), threads=1)
-    source = images_only()
+    source = one_tower(clip_source(), "image")
     source.model.image = ImageTower(
         replace(IMAGE, blocks=replace(IMAGE.blocks, layers=1), pool="avg"), 24
     ).eval()

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from edgeclip.export.onnx_graph import trace
+from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.samples import made_up_pictures, pixels_of
 from edgeclip.export.targets import FLAVOURS
-from edgeclip.export.towers import tower_of
+from edgeclip.export.towers import TracedTower, tower_of
 from edgeclip.models.source import Source
 from tests.export.sources import EOS, LENGTH, PAD, PREPROCESSING, SHAPES, clip_source, nano_source
 
@@ -37,16 +37,28 @@ def make_ids(n: int, length: int = LENGTH) -> NDArray[np.int32]:
 
 
 @cache
+def captured(shape: str, kind: Any) -> tuple[Source, TracedTower, ir.Model]:
+    """A made-up source, one of its towers, and its graph before a flavour is written: this is what takes the time."""
+    source = nano_source() if shape == "nano" else clip_source(shape)
+    tower = tower_of(source, kind)
+    return source, tower, capture(tower)
+
+
+@cache
 def traced(shape: str, kind: Any) -> tuple[Source, dict[str, onnx.ModelProto]]:
     """A made-up source, and flavour -> graph of one of its towers."""
-    source = nano_source() if shape == "nano" else clip_source(shape)
-    return source, graphs(source, kind)
+    source, tower, graph = captured(shape, kind)
+    return source, _written(tower, graph)
 
 
 def graphs(source: Source, kind: Any, *flavours: str) -> dict[str, onnx.ModelProto]:
     """Flavour -> graph; without names, every flavour."""
     tower = tower_of(source, kind, flavours or tuple(FLAVOURS))
-    return {f.attention: ir.to_proto(trace(tower, f)[0]) for f in tower.flavours}
+    return _written(tower, capture(tower))
+
+
+def _written(tower: TracedTower, graph: ir.Model) -> dict[str, onnx.ModelProto]:
+    return {f.attention: ir.to_proto(write(graph, tower, f)[0]) for f in tower.flavours}
 
 
 def opened(graph: onnx.ModelProto) -> Any:
