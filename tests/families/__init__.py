@@ -3,7 +3,7 @@
 One file a family, one line in `FAMILIES`, under the name that `edgeclip sources` has for it (a module whose models belong to other rows
 says so in ROWS: model -> row). A family's module offers MODELS: name -> write(folder, size) -> Written. Sizes:
 
-- "tiny": whatever is fastest to export, through the same code;
+- "tiny": whatever is fastest to export, through the same code: one block where tests/export/traced.py has that tower with two;
 - "real": the widths, resolution and vocabulary kind of a model that people use, two blocks deep where depth can be chosen;
 - "full": that model whole.
 

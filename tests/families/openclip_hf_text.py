@@ -83,7 +83,7 @@ def write_model(folder: Path, name: str, size: Size, *, embed_dim: int = 0, **ch
         }
     config["embed_dim"] = embed_dim or config["embed_dim"]
     if not full:
-        config["vision_cfg"]["layers"] = 2
+        config["vision_cfg"]["layers"] = 1 if tiny else 2
     # open_clip builds the text model from a folder that describes it
     text_config(text_name, rows, tiny=tiny, layers=None if full else 2).save_pretrained(folder / "text")
     config["text_cfg"].update(

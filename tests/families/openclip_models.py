@@ -43,7 +43,9 @@ def write(
     def written(folder: Path, size: Size) -> Written:
         config = openclip_config(arch, layers=None)
         if size != "full":
-            config["vision_cfg"].update({"layers": 2, **((real if size == "real" else tiny) or {})})
+            config["vision_cfg"].update(
+                {"layers": 1 if size == "tiny" else 2, **((real if size == "real" else tiny) or {})}
+            )
             config["text_cfg"].update({"layers": 2, **(TINY_TEXT if size == "tiny" else {})})
             if "multimodal_cfg" in config:
                 config["multimodal_cfg"].update(layers=1, width=config["text_cfg"].get("width", 512), heads=4)

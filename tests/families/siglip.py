@@ -116,7 +116,7 @@ def _write(name: str) -> Write:
             folder,
             TINY if size == "tiny" else shape,
             texts=shape.texts,
-            layers=shape.layers if size == "full" else 2,
+            layers={"tiny": 1, "real": 2, "full": shape.layers}[size],
             vocab_size=shape.vocab_size if size == "full" else 0,
         )
         image, text = features(model)
@@ -128,7 +128,7 @@ def _write(name: str) -> Write:
 def _write_tower(name: str) -> Write:
     def write(folder: Path, size: Size) -> Written:
         shape = SHAPES["siglip-B/16"]
-        depth = shape.layers if size == "full" else 2
+        depth = {"tiny": 1, "real": 2, "full": shape.layers}[size]
         model = write_tower(folder, name, TINY if size == "tiny" else shape, depth)
 
         def rows(inputs: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def write_tower(folder: Path, name: str, sizes: str = "tiny", layers: int = 2) -
 def _write(name: str) -> Write:
     def write(folder: Path, size: Size) -> Written:
         text = "Text" in name
-        depth = DEPTHS["L/14"][int(text)] if size == "full" else 2
+        depth = {"tiny": 1, "real": 2, "full": DEPTHS["L/14"][int(text)]}[size]
         model = write_tower(folder, name, "tiny" if size == "tiny" else "L/14", depth)
 
         def rows(inputs: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import edgeclip
 from edgeclip.bundle import open_bundle
 from edgeclip.cli import run
 from edgeclip.errors import InputError, SourceError
-from edgeclip.export.api import export_bundle
+from edgeclip.export.api import ExportSettings, export_bundle
 from edgeclip.models.sources import load_source
 from tests.checkpoints import write_hf
 from tests.families.single_towers import write_tower
@@ -31,13 +31,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
     home = tmp_path_factory.mktemp("halves")
-    write_hf(home / "source")
+    write_hf(home / "source", layers=(1, 1))
     for kind, cls in (("text", CLIPTextModelWithProjection), ("image", CLIPVisionModelWithProjection)):
         cls.from_pretrained(home / "source").save_pretrained(home / f"{kind} half")
         for file in (home / "source").glob("*token*" if kind == "text" else "preprocessor*"):
             (home / f"{kind} half" / file.name).write_bytes(file.read_bytes())
     for name, source in (("both", "source"), ("text", "text half"), ("image", "image half")):
-        export_bundle(load_source(str(home / source)), home / name)
+        export_bundle(
+            load_source(str(home / source)), home / name, settings=ExportSettings(targets=("portable",))
+        )
     Image.effect_noise((50, 40), 90).convert("RGB").save(home / "picture.png")
     return home
 
