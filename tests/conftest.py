@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 
 import pytest
 
@@ -21,6 +23,8 @@ TRACED = (
     "test_graph_rules.py",
     "test_floor.py",
     "test_tensorrt_rules.py",
+    "test_uint8_input.py",
+    "test_int8.py",
 )  # share tests/export/traced.py
 
 
@@ -50,3 +54,23 @@ def forks() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """torch's table of ONNX operators, the same for every export at an opset: reading it takes 1 of the 5 s that a tiny one needs."""
+    if "edgeclip.export.onnx_graph" not in sys.modules:  # nothing is exported, so nobody waits for torch
+        yield
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_table()))
+        yield
+
+
+@cache
+def _table() -> object:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return cache(ONNXRegistry.from_torchlib)
