@@ -30,6 +30,7 @@ bench: .venv/.done  ## side by side with other tools; wants an idle machine
 	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.compression --models b32 b16
 	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.codecs
 	$(BIN)/python -m benchmarks.baked_memory
+	PYTHONPATH=.cache/peers $(BIN)/python -m benchmarks.loadgen
 	$(BIN)/python -m benchmarks.tensorrt_builds
 
 lean: .venv/.done  ## the wheel alone, without torch, classifies a picture
