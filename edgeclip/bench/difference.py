@@ -22,8 +22,10 @@ Floats = NDArray[np.float64]
 Timed = tuple[Latencies, Pulse | None]
 
 CONFIDENCE = 0.95
-UNITS = 5  # values that a run gives at least: fewer launches are cut into stretches of equal time
-# sd of p50 from launch to launch at an equal pulse, measured: what stretches of fewer than 3 launches cannot show
+# Launches of which each is left out as a whole. Fewer are cut into UNITS stretches; halves of three launches were tried: they share their
+# launch's luck, and of unchanged pairs of 3 x 2.7 s of recorded noise 10 % were told apart instead of 5 %.
+LAUNCHES, UNITS = 3, 5
+# sd of p50 from launch to launch at an equal pulse, measured: what stretches of fewer than LAUNCHES launches cannot show
 BETWEEN_LAUNCHES = 0.03
 # Moments are alike whose pulses are within a factor of 1.28. Narrower, and the pulse's own error decides which are compared (0.15: p90 of a
 # quiet machine scatters half as much again); wider, and a busier machine is taken for a slower program (0.5: 4 % of unchanged pairs).
@@ -66,27 +68,30 @@ def difference(a: Timed, b: Timed, percent: float | None) -> Difference | None:
     Args:
         percent: which percentile; None: the mean.
     Returns:
-        At an equal pulse, unless the pulse explains nothing and only adds noise of its own, as it may with a GPU. None where fewer than CARRIED_BY values lie beyond the percentile in
-        either run.
+        At an equal pulse, unless the pulse explains nothing and only adds noise of its own, as it may with a GPU. Where fewer than LAUNCHES
+        units had moments like the other run's, as measured, with an interval that holds the figure divided by the pulse too. None
+        where fewer than CARRIED_BY values lie beyond the percentile in either run.
     Source: Efron and Stein 1981, The jackknife estimate of variance, Annals of Statistics 9.
     """
     if percent and min(len(a[0].ms), len(b[0].ms)) * (100 - percent) < 100 * CARRIED_BY:
         return None
     logs = [np.log(np.asarray(latencies.ms, np.float64)) for latencies, _ in (a, b)]
     drawn = [units(latencies) for latencies, _ in (a, b)]
-    found = [_difference(logs, [np.ones(len(v)) for v in logs], drawn, percent)]
+    found, alike = [_difference(logs, [np.ones(len(v)) for v in logs], drawn, percent)], False
     if a[1] and b[1]:
         pulse = [np.log(pulse_at(latencies, p)) for latencies, p in (a, b) if p]
+        eased = [log - p for log, p in zip(logs, pulse, strict=True)]
         weights = _alike(*pulse)
-        if weights[0].any():
-            eased = [log - p for log, p in zip(logs, pulse, strict=True)]
-            found.append(_difference(eased, weights, drawn, percent))
-    corrected = len(found) == 2 and found[1][1] < SURER * found[0][1]
-    floor = sum(BETWEEN_LAUNCHES**2 / len(one.starts) for one, _ in (a, b) if len(one.starts) < 3)
+        alike = min(map(_carrying, weights, drawn)) >= LAUNCHES
+        found.append(
+            _difference(eased, weights if alike else [np.ones(len(v)) for v in logs], drawn, percent)
+        )
+    corrected = alike and found[1][1] < SURER * found[0][1]
+    floor = sum(BETWEEN_LAUNCHES**2 / len(one.starts) for one, _ in (a, b) if len(one.starts) < LAUNCHES)
     freedom = sum(len(np.unique(unit)) - 1 for unit in drawn)
     halves = [student(freedom) * math.sqrt(error**2 + floor) for _, error in found]
     log, half = found[corrected][0], halves[corrected]
-    if percent and percent > TAIL:
+    if (percent and percent > TAIL) or not alike:  # either may be the truth
         half = max(abs(other - log) + wide for (other, _), wide in zip(found, halves, strict=True))
     return Difference(log, half, corrected)
 
@@ -105,9 +110,9 @@ def in_turns(a: Floats, b: Floats, unit: NDArray[np.intp], percent: float | None
 
 
 def units(latencies: Latencies) -> NDArray[np.intp]:
-    """(N,) which unit each latency belongs to, from 0: its launch, or a stretch of it where there are fewer than UNITS launches."""
-    at = np.asarray(latencies.at_ms, np.float64)
-    pieces = math.ceil(UNITS / len(latencies.starts))
+    """(N,) which unit each latency belongs to, from 0: its launch, or a stretch of it where there are fewer than LAUNCHES."""
+    at, count = np.asarray(latencies.at_ms, np.float64), len(latencies.starts)
+    pieces = 1 if count >= LAUNCHES else math.ceil(UNITS / count)
     parts = slices(latencies.starts, len(at))
     found = [blocks_of(at[part], pieces) + k * pieces for k, part in enumerate(parts)]
     return np.unique(np.concatenate(found), return_inverse=True)[1]
@@ -166,6 +171,12 @@ def _left_out(logs: Floats, weights: Floats, unit: NDArray[np.intp], percent: fl
     until = np.cumsum(kept[:, order], axis=1)
     place = (until < percent / 100 * until[:, -1:]).sum(axis=1)
     return np.asarray(logs[order[np.minimum(place, len(logs) - 1)]])
+
+
+def _carrying(weights: Floats, unit: NDArray[np.intp]) -> float:
+    """How many units bear the weight, in effect: those that bear none say nothing when they are left out."""
+    sums = np.bincount(unit, weights)
+    return float(sums.sum() ** 2 / max((sums**2).sum(), 1e-300))
 
 
 def _alike(a: Floats, b: Floats) -> list[Floats]:

@@ -117,11 +117,29 @@ def test_a_pulse_that_explains_nothing_is_left_out():
     assert found.ends[0] > 0.01
 
 
-def test_nothing_alike_is_compared_as_measured():
+def test_nothing_alike_is_undecided_unless_both_ways_agree():
     ms = np.full(1000, 5.0) + np.random.default_rng(1).random(1000)
     found = difference(made(ms, pulse=np.full(1000, 100.0)), made(ms, pulse=np.full(1000, 1000.0)), 50)
     assert not found.corrected
     assert found.change == 0
+    assert found.ends[0] < -0.85
+    slower = difference(made(ms, pulse=np.full(1000, 100.0)), made(20 * ms, pulse=np.full(1000, 200.0)), 50)
+    assert slower.ends[0] > 5
+
+
+def test_one_launch_that_was_alike_is_not_believed():
+    """Of A's five launches only the last saw the machine as B's did: leaving out the others would show no scatter at all."""
+    rng = np.random.default_rng(11)
+    luck = [np.repeat(np.exp(rng.normal(0, 0.05, 5)), 200) for _ in range(2)]
+    pulses = 100.0 * np.repeat([1, 1, 1, 1, 2], 200), np.full(1000, 200.0)
+    runs = []
+    for one, pulse in zip(luck, pulses, strict=True):
+        at = tuple(range(0, 2000, 10)) * 5
+        beats = Pulse((0, 200, 400, 600, 800), at, tuple(pulse.tolist()))
+        runs.append((Latencies(1, (0, 200, 400, 600, 800), at, tuple((one * pulse).tolist()), ()), beats))
+    found = difference(*runs, 50)
+    assert not found.corrected
+    assert found.resolution > 0.05
 
 
 def test_one_launch_is_not_believed():
@@ -153,6 +171,8 @@ def test_leaving_out_equals_the_plain_way():
 def test_units_are_launches_or_stretches_of_few():
     latencies, _ = made(np.ones(1000), 8)
     assert np.bincount(units(latencies)).tolist() == [125] * 8
+    latencies, _ = made(np.ones(999), 3)
+    assert np.bincount(units(latencies)).tolist() == [333] * 3
     latencies, _ = made(np.ones(1000), 2)
     assert len(np.bincount(units(latencies))) == 6
     assert (np.diff(units(latencies)) >= 0).all()
