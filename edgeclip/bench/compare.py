@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Any
@@ -156,11 +157,10 @@ def timed_row(
     """A figure with an interval.
 
     Args:
-        b: B's figure, with its own interval; one of a percentile that has none may be anything below it.
+        b: B's figure, with its own interval if it has one.
         found: None: there is no interval, because of `without`.
     """
-    least = 0.0 if PERCENTS.get(metric) else b.ms
-    ends = (least if b.low is None else b.low, b.ms if b.high is None else b.high)
+    ends = (b.ms if b.low is None else b.low, b.ms if b.high is None else b.high)
     unit = METRICS[metric][0]
     if found is None:
         return Change(
@@ -233,18 +233,28 @@ def _own_rows(a: Report, b: Report) -> list[Row]:
 
 def _cold_row(a: ColdStart, b: ColdStart) -> Row:
     """Worse or better when the ranges of all starts are apart."""
-    low, high = b.low_ms / a.high_ms - 1, b.high_ms / a.low_ms - 1
-    enough = min(a.runs, b.runs) >= FEW_STARTS
-    change = Change(
-        "", "cold", "ms", a.total_ms, b.total_ms, b.total_ms / a.total_ms - 1, low, high,
-        verdict("cold", low, high) if enough else "undecided", (high - low) / 2,
-        note=f"{b.kind}; range of {min(a.runs, b.runs)} starts" + ("" if enough else f", {FEW_STARTS} would tell"),
+    runs, change = min(a.runs, b.runs), b.total_ms / a.total_ms - 1
+    row = Change(
+        "", "cold", "ms", a.total_ms, b.total_ms, change, None, None, "undecided", None, note=f"{b.kind}; range of {runs} starts"
     )  # fmt: skip
-    return change, (b.low_ms, b.high_ms)
+    if runs < FEW_STARTS:
+        row = replace(row, note=f"{row.note}, {FEW_STARTS} would tell")
+    else:
+        low, high = b.low_ms / a.high_ms - 1, b.high_ms / a.low_ms - 1
+        row = replace(
+            row, low=low, high=high, verdict=verdict("cold", low, high), resolution=(high - low) / 2
+        )
+    return row, (b.low_ms, b.high_ms)
 
 
 def _notes(a: Report, b: Report, names: tuple[str, str]) -> list[str]:
+    ran = [{one.scenario for one in report.scenarios} for report in (a, b)]
     notes = [
+        f"{one.scenario}: measured in {'A' if one in a.scenarios else 'B'} only, not compared and under no gate"
+        for one in (*a.scenarios, *b.scenarios)
+        if one.scenario not in ran[0] & ran[1]
+    ]
+    notes += [
         f"{what}: {_shown(read(a))} in A, {_shown(read(b))} in B"
         for what, read in NAMED.items()
         if read(a) != read(b)

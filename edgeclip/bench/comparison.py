@@ -27,6 +27,7 @@ class Change:
     resolution: float | None  # the smallest change that these runs could have told from none
     gate: str = ""  # e.g. "p99>+5%"
     failed: bool = False  # the gate's limit is passed, and not by chance
+    undecided: bool = False  # these runs cannot tell whether the gate holds; with --strict it has failed, too
     note: str = ""
 
 

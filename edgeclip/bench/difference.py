@@ -104,9 +104,13 @@ def in_turns(a: Floats, b: Floats, unit: NDArray[np.intp], percent: float | None
         unit: (N,) from 0, at least two: what is left out of both at once.
     """
     ones = np.ones(len(unit))
-    logs = _left_out(b, ones, unit, percent) - _left_out(a, ones, unit, percent)
-    half = student(len(logs) - 2) * math.sqrt(_variance(logs))
-    return Difference(float(logs[0]), half, corrected=False)
+    return _over(_left_out(b, ones, unit, percent) - _left_out(a, ones, unit, percent))
+
+
+def alone(logs: Floats, unit: NDArray[np.intp], percent: float | None) -> tuple[float, float]:
+    """The interval of one side's figure itself, as `in_turns` takes it."""
+    found = _over(_left_out(logs, np.ones(len(unit)), unit, percent))
+    return math.exp(found.log - found.half), math.exp(found.log + found.half)
 
 
 def units(latencies: Latencies) -> NDArray[np.intp]:
@@ -144,6 +148,13 @@ def student(freedom: float) -> float:
         + (z**3 + z) / (4 * v)
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
+
+
+def _over(figures: Floats) -> Difference:
+    """From (1 + U,): with all units, and without each."""
+    return Difference(
+        float(figures[0]), student(len(figures) - 2) * math.sqrt(_variance(figures)), corrected=False
     )
 
 

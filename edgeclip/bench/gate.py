@@ -45,8 +45,8 @@ class Gate:
     def judge(self, change: Change, ends: tuple[float, float], *, strict: bool) -> Change:
         """The change with this gate's answer beside those that it holds already.
 
-        A change must be past the limit and more than chance; a figure fails when its whole interval is past. What is
-        neither surely within nor surely past is undecided, which fails in strict use alone.
+        A change must be past the limit and more than chance; a figure fails when its whole interval is past, or itself where
+        it has none. What is neither surely within nor surely past is undecided, which fails in strict use alone.
 
         Args:
             ends: the interval of B's own figure, both ends the figure itself where it has none.
@@ -62,12 +62,21 @@ class Gate:
         else:
             low, high = ends
             failed = self._past(low if self.above else high)
-        undecided = not failed and self._past(high if self.above else low)
-        note = f"{self.text}: undecided, chance may be all of it" if undecided else ""
+        far = high if self.above else low
+        undecided = not failed and self._past(far)
+        note = ""
+        if undecided:
+            reach = f"{far:+.1%}" if self.relative else f"{far:.4g} {change.unit}"
+            note = f"{self.text}: undecided, " + (
+                f"the interval reaches {reach}" if math.isfinite(far) else "the change has no interval"
+            )
+        elif not self.relative and low == high and self.metric in ("p50", "p90", "p99"):
+            note = f"{self.text}: decided by the figure alone, which has no interval"
         return replace(
             change,
             gate=", ".join(filter(None, (change.gate, self.text))),
             failed=change.failed or failed or (strict and undecided),
+            undecided=change.undecided or undecided,
             note="; ".join(filter(None, (change.note, note))),
         )
 

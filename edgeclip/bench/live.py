@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgeclip.bench.compare import PERCENTS, Row, exact_row, now, timed_row
 from edgeclip.bench.comparison import Comparison
-from edgeclip.bench.difference import Difference, in_turns
+from edgeclip.bench.difference import Difference, alone, in_turns
 from edgeclip.bench.gate import Gate, apply_gates
 from edgeclip.bench.opening import Used
 from edgeclip.bench.plan import Tell, silent
@@ -124,7 +124,8 @@ def rows_of(name: ScenarioName, played: Played, per_query: int) -> list[Row]:
         found = difference_of(played, percent) if enough else None
         means = found if percent is None else means
         one, other = (float(v.mean() if percent is None else np.percentile(v, percent)) for v in ms)
-        rows.append(timed_row(name, metric, one, Quantile(other), found, "too few queries"))
+        ends = alone(np.log(ms[1]), played.pair, percent) if enough else (None, None)
+        rows.append(timed_row(name, metric, one, Quantile(other, *ends), found, "too few queries"))
     rates = [1e3 * per_query / v.mean() for v in ms]
     faster = means and Difference(-means.log, means.half, corrected=False)
     rows.append(timed_row(name, "throughput", rates[0], Quantile(rates[1]), faster, "no interval"))

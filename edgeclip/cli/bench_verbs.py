@@ -140,7 +140,9 @@ def _require(found: Comparison) -> None:
     """Exit code 1 when a gate failed."""
     if found.failed:
         lines = (
-            f"{c.scenario} {c.metric} {c.change:+.1%} ({c.gate})".strip() for c in found.changes if c.failed
+            f"{c.scenario} {c.metric} {c.b:.4g} {c.unit}, {c.change:+.1%} ({c.gate})".strip()
+            for c in found.changes
+            if c.failed
         )
         raise CheckFailed(f"{found.b} against {found.a}: gates failed: {'; '.join(lines)}.")
 

@@ -71,7 +71,7 @@ def test_a_bare_report_is_compared_as_far_as_it_goes():
     assert (p50.verdict, p50.low, p50.note) == (
         "undecided",
         None,
-        "no single latencies; p50>+5%: undecided, chance may be all of it",
+        "no single latencies; p50>+5%: undecided, the change has no interval",
     )
     assert found.machine is None
     assert not found.failed
@@ -143,6 +143,23 @@ def test_no_scenario_in_common():
         compare(make_report(scenarios=(make_scenario(),)), make_report(scenarios=(make_server(),)))
 
 
+def test_a_scenario_that_one_report_lacks_is_named():
+    one = make_report(scenarios=(make_scenario(),))
+    said = [
+        note for note in compare(make_report(), one, [parse_gate("p99>+5%")]).notes if "under no gate" in note
+    ]
+    assert "multi-stream: measured in A only, not compared and under no gate" in said
+    assert len(said) == len(make_report().scenarios) - 1
+
+
+def test_an_absolute_gate_on_a_short_run_is_decided():
+    bare = make_bare_report()
+    p99 = bare.scenarios[0].latency.p99
+    assert p99.low is None
+    assert compare(bare, bare, [parse_gate(f"p99>{p99.ms * 0.9:.6f}ms")]).failed
+    assert not compare(bare, bare, [parse_gate(f"p99>{p99.ms * 1.1:.6f}ms")], strict=True).failed
+
+
 def test_servers_at_other_rates_are_not_compared_by_latency():
     a, b = (
         make_report(scenarios=(make_server(offered_per_s=rate, throughput_per_s=rate),))
@@ -166,6 +183,9 @@ def test_cold_starts_are_apart_when_their_ranges_are():
     found = [one for one in compare(make_report(), make_report(cold=few)).changes if one.metric == "cold"]
     assert [one.verdict for one in found] == ["undecided", "undecided"]
     assert found[0].note.endswith("4 would tell")
+    judged = compare(make_report(), make_report(cold=few), [parse_gate("cold>+5%")])
+    assert not judged.failed
+    assert any(one.undecided for one in judged.changes)
 
 
 @pytest.mark.parametrize(

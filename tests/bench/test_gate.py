@@ -95,8 +95,26 @@ def test_exact_figures_have_no_chance_and_unknown_ones_nothing_else():
     size = change("size", 0.08, None, None, scenario="")
     assert judged("size>+5%", size).failed
     unknown = change("p99", 0.3, None, None, verdict="undecided")
-    assert not judged("p99>+5%", unknown).failed
+    told = judged("p99>+5%", unknown)
+    assert (told.failed, told.undecided) == (False, True)
+    assert told.note == "p99>+5%: undecided, the change has no interval"
     assert judged("p99>+5%", unknown, strict=True).failed
+
+
+def test_a_figure_without_an_interval_decides_by_itself_and_says_so():
+    unknown = change("p99", 0.3, None, None, verdict="undecided")  # 13 ms
+    for gate, failed in (("p99>12ms", True), ("p99>14ms", False)):
+        told = judged(gate, unknown, (13.0, 13.0), strict=True)
+        assert (told.failed, told.undecided) == (failed, False)
+        assert told.note == f"{gate}: decided by the figure alone, which has no interval"
+
+
+def test_a_gate_that_holds_is_not_undecided_though_the_change_is():
+    noisy = change(low=-0.03, high=0.2, verdict="undecided")
+    told = judged("p99>20ms", noisy)
+    assert (told.failed, told.undecided, told.note) == (False, False, "")
+    assert judged("p99>+5%", noisy).note == "p99>+5%: undecided, the interval reaches +20.0%"
+    assert judged("p99>11ms", noisy).note == "p99>11ms: undecided, the interval reaches 11.4 ms"
 
 
 def test_several_gates_share_a_row_and_pass_over_others():

@@ -75,6 +75,17 @@ def flagged_and_found(of):
     assert not any(one.verdict == "better" for one in slower)
 
 
+def test_a_gate_on_the_figure_itself_is_held():
+    p50, _ = p50_of(Machine(3))
+    for factor, failed in ((0.5, True), (2.0, False)):
+        change, found = p50_of(Machine(3), gates=[parse_gate(f"p50>{factor * p50.b:.3f}ms")], strict=True)
+        assert (change.failed, change.undecided, found.failed) == (failed, False, failed)
+    near, _ = p50_of(
+        Machine(3), gates=[parse_gate(f"p50>{0.99 * p50.b:.3f}ms")]
+    )  # its noise lasts for seconds
+    assert (near.failed, near.undecided) == (False, True)
+
+
 def test_both_get_the_same_queries_and_take_turns_at_beginning():
     machine = Machine(0)
     p50_of(machine)

@@ -356,15 +356,25 @@ def test_terminal_lines_fit() -> None:
 
 def test_verdicts_in_words() -> None:
     same = make_change(change=0.0, low=-0.01, high=0.01, verdict="same", failed=False)
-    unsure = replace(same, verdict="undecided")
+    unsure = replace(same, undecided=True)
+    limit = replace(
+        same, verdict="undecided", gate="p99>20ms"
+    )  # the change is not known, the figure is below
     plain = replace(same, gate="")
     for changes, said in (
         ((same,), "The gate holds. Of 1 figure: 1 same."),
         ((same, same), "All gates hold. Of 2 figures: 2 same."),
+        ((limit,), "The gate holds. Of 1 figure: 1 undecided."),
+        (
+            (replace(limit, failed=True),),
+            f"A gate failed: {limit.scenario} {limit.metric} {numbers.fixed(limit.b)} {limit.unit} (p99>20ms).",
+        ),
         ((same, unsure), "No gate failed, but these runs cannot tell for all of them."),
         ((plain, replace(plain, verdict="worse")), "Of 2 figures: 1 worse, 1 same."),
     ):
         assert to_text(make_comparison(changes=changes, failed=False)).startswith(said)
+    for change, said in ((limit, "passed"), (unsure, "undecided"), (replace(limit, failed=True), "failed")):
+        assert f"{change.gate}: {said}" in to_markdown(make_comparison(changes=(change,))).replace("\\", "")
 
 
 def test_matrix_keeps_failed_cells_with_their_reason() -> None:

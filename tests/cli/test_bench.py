@@ -225,7 +225,7 @@ def test_compare_exits_1_when_a_gate_fails(
     assert said.code == code
     assert "p99" in said.out  # the table stands in any case
     if code:
-        assert said.err.splitlines()[-1].endswith("single-stream p99 +12.0% (p99>+5%).")
+        assert said.err.splitlines()[-1].endswith("single-stream p99 15.68 ms, +12.0% (p99>+5%).")
 
 
 def test_compare_refuses_a_bundle(two: list[Path], toy: Path, edgeclip: Edgeclip) -> None:

@@ -13,12 +13,12 @@ def verdict(comparison: Comparison) -> str:
     changes = comparison.changes
     failed = [change for change in changes if change.failed]
     if failed:
-        parts = (f"{label(c)} {percent(c.change, signed=True)} ({c.gate})" for c in failed)
+        parts = (f"{label(c)} {_of_gate(c)} ({c.gate})" for c in failed)
         return f"A gate failed: {'; '.join(parts)}."
     if comparison.failed:
         return "A gate failed."
     gated = [change for change in changes if change.gate]
-    if any(change.verdict == "undecided" for change in gated):
+    if any(change.undecided for change in gated):
         return "No gate failed, but these runs cannot tell for all of them."
     passed = f"{'The gate holds' if len(gated) == 1 else 'All gates hold'}. " if gated else ""
     counts = [
@@ -27,6 +27,13 @@ def verdict(comparison: Comparison) -> str:
         if any(change.verdict == word for change in changes)
     ]
     return f"{passed}Of {a_few(len(changes), 'figure')}: {', '.join(counts)}."
+
+
+def _of_gate(change: Change) -> str:
+    """The change, the figure itself, or both: whatever its gates limit."""
+    limits = change.gate.split(", ")
+    shown = [percent(change.change, signed=True)] if any("%" in one for one in limits) else []
+    return ", ".join(shown + [f"{fixed(change.b)} {change.unit}"] * any("%" not in one for one in limits))
 
 
 def label(change: Change) -> str:
@@ -45,7 +52,7 @@ def change_text(change: Change) -> str:
 def changes(comparison: Comparison) -> Grid:
     """One row each figure."""
     rows = [
-        (label(c), c.unit, fixed(c.a), fixed(c.b), change_text(c), c.verdict, "-" if c.resolution is None else f"±{percent(c.resolution)}", (c.gate and f"{c.gate}: {'failed' if c.failed else 'passed' if c.verdict != 'undecided' else 'undecided'}") or "-")
+        (label(c), c.unit, fixed(c.a), fixed(c.b), change_text(c), c.verdict, "-" if c.resolution is None else f"±{percent(c.resolution)}", (c.gate and f"{c.gate}: {'failed' if c.failed else 'undecided' if c.undecided else 'passed'}") or "-")
         for c in comparison.changes
     ]  # fmt: skip
     alike: dict[str, list[str]] = {}
