@@ -19,6 +19,7 @@ from time import perf_counter_ns
 from typing import Any, Literal
 
 from edgeclip import errors
+from edgeclip.bench.child import program
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
@@ -61,7 +62,7 @@ def in_fresh_process(
     )
     started_ns = perf_counter_ns()
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=request, capture_output=True, text=True, encoding="utf-8", check=False
+        program(PROGRAM), input=request, capture_output=True, text=True, encoding="utf-8", check=False
     )  # fmt: skip
     if done.returncode < 0:
         raise EngineError(

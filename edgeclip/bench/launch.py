@@ -3,8 +3,6 @@
 Two processes that run the same call differ by some 5 % in their p50, whatever the machine does meanwhile: each has its own layout in
 memory. So a scenario is measured in several of them, one after another.
 
-    python -m edgeclip.bench.launch < request > answer
-
 The request is one line of JSON and then the bytes of all pictures: every launch sees the inputs that the parent read, whatever happens to the
 folder meanwhile.
 """
@@ -22,6 +20,7 @@ from dataclasses import asdict, dataclass
 
 from edgeclip import errors
 from edgeclip.bench.between import Between
+from edgeclip.bench.child import program
 from edgeclip.bench.opening import Used, open_model, used
 from edgeclip.bench.pulse import Pulses
 from edgeclip.bench.report import PictureSet, ScenarioResult
@@ -33,7 +32,7 @@ from edgeclip.bundle import open_bundle
 from edgeclip.bundle.typed import from_json_value
 from edgeclip.errors import EdgeClipError, EngineError
 
-COMMAND = (sys.executable, "-m", "edgeclip.bench.launch")
+COMMAND = program("from edgeclip.bench.launch import main; main()")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def launch(
             "Out of memory? Try fewer threads, a smaller --batch, or another --engine."
         )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(COMMAND)}: {done.stderr.decode(errors='replace')}")
+        raise RuntimeError(f"edgeclip.bench.launch: {done.stderr.decode(errors='replace')}")
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])
@@ -163,7 +162,3 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)  # the parent was interrupted as well, and says so
     answers.close()
-
-
-if __name__ == "__main__":
-    main()

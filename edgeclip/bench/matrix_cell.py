@@ -1,7 +1,4 @@
-"""One cell of a matrix in a process of its own: whatever an engine does there, crash or hang or take all memory, ends that cell only.
-
-python -m edgeclip.bench.matrix_cell < request > answer
-"""
+"""One cell of a matrix in a process of its own: whatever an engine does there, crash or hang or take all memory, ends that cell only."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgeclip.bench.between import Nothing
+from edgeclip.bench.child import program
 from edgeclip.bench.fresh import task_of
 from edgeclip.bench.memory import resident
 from edgeclip.bench.opening import open_model
@@ -35,7 +33,7 @@ from edgeclip.runtime import stages
 from edgeclip.runtime.engines import rows_at_once
 from edgeclip.runtime.model import Model
 
-COMMAND = (sys.executable, "-m", "edgeclip.bench.matrix_cell")
+COMMAND = program("from edgeclip.bench.matrix_cell import main; main()")
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,3 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     json.dump(answer_to(sys.stdin.buffer.read()), answers)
     answers.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """A bundle in a process of its own that answers queries when it is its turn: one side of `bench compare --live`.
 
-    python -m edgeclip.bench.turns
-
 stdin: one line of JSON that says what to open, the bytes of all pictures, and then a line of JSON for each turn: a list of queries, each a list of
 samples. stdout: a line for each, ns of every query; the first tells what ran, or an EdgeClipError's class and message.
 """
@@ -20,6 +18,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from edgeclip import errors
+from edgeclip.bench.child import program
 from edgeclip.bench.opening import Used, open_model, used
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
@@ -28,7 +27,7 @@ from edgeclip.bundle import open_bundle
 from edgeclip.bundle.typed import from_json_value
 from edgeclip.errors import EdgeClipError, EngineError
 
-COMMAND = (sys.executable, "-m", "edgeclip.bench.turns")
+COMMAND = program("from edgeclip.bench.turns import main; main()")
 Queries = Sequence[Sequence[int]]
 
 
@@ -159,7 +158,3 @@ def main() -> None:
         serve(sys.stdin.buffer, answers)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)  # the parent was interrupted, and says so
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from edgeclip.bench import cold, fresh
+from edgeclip.bench.child import program
 from edgeclip.bench.cold import drop_from_memory, measure_cold
 from edgeclip.bench.settings import Settings, preset
 from edgeclip.bundle import Bundle
@@ -179,7 +180,7 @@ def test_a_real_process(bundle: Bundle) -> None:
 
 def test_what_the_child_met_arrives_here(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_this_process(command: Any, *, input: str, **_: Any) -> Any:
-        assert command == [sys.executable, "-c", fresh.PROGRAM]
+        assert command == program(fresh.PROGRAM)
         return SimpleNamespace(
             returncode=0, stdout=json.dumps(fresh.answer(json.loads(input), 5, 7)), stderr=""
         )

@@ -1,0 +1,23 @@
+"""Fresh processes find the modules that this one finds, wherever the user stands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeclip.bench.child import program
+
+
+def test_a_file_in_the_users_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the user\\'s own json.py was run')")
+    elsewhere = str(tmp_path / "modules of jürgen's")  # a path that only this process knows
+    monkeypatch.setattr(sys, "path", [*filter(None, sys.path), elsewhere])
+    done = subprocess.run(
+        program("import json; print(json.dumps(sys.path))"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == sys.path
