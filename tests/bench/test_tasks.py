@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from edgeclip.bench.generated import NOUNS
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import TASKS, classify, open_task, unit_of
+from edgeclip.bench.tasks import TASKS, classify, open_task, search, unit_of
 from edgeclip.errors import InputError
 from edgeclip.runtime.model import Model
 from edgeclip.runtime.prompts import Prompts
@@ -182,6 +183,17 @@ def test_search_finds_the_ten_best(model: Model, inputs: Inputs, size: int) -> N
     expected = np.argsort(-cosines, axis=1)[:, :10]
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_allclose(scores, np.take_along_axis(cosines, expected, 1), atol=1e-6)
+
+
+def test_one_search_stays_on_its_thread() -> None:
+    index = np.random.default_rng(0).random((5000, 192), np.float32)
+    search._cosines(index[:1], index)
+    cpu, thread = time.process_time_ns(), time.thread_time_ns()
+    for _ in range(100):
+        found = search._cosines(index[:1], index)
+    cpu, thread = time.process_time_ns() - cpu, time.thread_time_ns() - thread
+    assert cpu <= 1.2 * thread + 1e6
+    np.testing.assert_allclose(found, index[:1] @ index.T, rtol=1e-5)
 
 
 def test_an_index_is_the_same_for_the_same_seed(model: Model, inputs: Inputs) -> None:

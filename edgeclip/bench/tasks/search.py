@@ -38,13 +38,20 @@ class Search:
         """(N, 10) rows of the index, nearest first, and their cosines; fewer where the index has fewer."""
         vectors = self.model.embed_texts([self.texts[i] for i in samples])
         begun = stages.begin()
-        cosines = vectors @ self.index.T
+        cosines = _cosines(vectors, self.index)
         best = np.argpartition(-cosines, min(BEST, cosines.shape[1]) - 1, axis=1)[:, :BEST]
         scores = np.take_along_axis(cosines, best, 1)
         order = np.argsort(-scores, axis=1, kind="stable")
         found = np.take_along_axis(best, order, 1), np.take_along_axis(scores, order, 1)
         stages.end("head", begun)
         return found
+
+
+def _cosines(vectors: NDArray[np.float32], index: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, rows of the index). One query is a read of the index: OpenBLAS would spread it over all cores, whatever `threads` says, and wait
+    for the last: on a busy machine 11 ms instead of 0.7 for 10,000 x 192. einsum stays on its thread.
+    """
+    return np.asarray(np.einsum("nd,rd->nr", vectors, index) if len(vectors) == 1 else vectors @ index.T)
 
 
 def open_task(model: Model, inputs: Inputs, settings: Settings) -> Search:
