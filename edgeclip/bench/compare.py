@@ -235,7 +235,7 @@ def _cold_row(a: ColdStart, b: ColdStart) -> Row:
     """Worse or better when the ranges of all starts are apart."""
     runs, change = min(a.runs, b.runs), b.total_ms / a.total_ms - 1
     row = Change(
-        "", "cold", "ms", a.total_ms, b.total_ms, change, None, None, "undecided", None, note=f"{b.kind}; range of {runs} starts"
+        b.kind, "cold", "ms", a.total_ms, b.total_ms, change, None, None, "undecided", None, note=f"range of {runs} starts"
     )  # fmt: skip
     if runs < FEW_STARTS:
         row = replace(row, note=f"{row.note}, {FEW_STARTS} would tell")

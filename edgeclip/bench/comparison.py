@@ -15,7 +15,7 @@ Verdict = Literal["better", "same", "worse", "undecided"]
 class Change:
     """One figure of B against A."""
 
-    scenario: str  # "single-stream", ..., or "" for what belongs to none (memory, size on disk)
+    scenario: str  # "single-stream", ...; of a cold start its kind; "" for what belongs to none (memory, size on disk)
     metric: str  # p50, p90, p99, mean, throughput, cold, rss, size, energy
     unit: str  # ms, /s, MB, J
     a: float

@@ -58,7 +58,8 @@ def test_every_figure_that_both_have_is_there():
     timed = {"p50", "p90", "p99", "mean", "throughput"}
     assert {metric for scenario, metric in found if scenario == "multi-stream"} == timed | {"energy"}
     assert {metric for scenario, metric in found if scenario == "server"} == timed
-    assert {metric for scenario, metric in found if not scenario} == {"cold", "rss", "size"}
+    assert {metric for scenario, metric in found if not scenario} == {"rss", "size"}
+    assert {scenario for scenario, metric in found if metric == "cold"} == {"empty caches", "label pack"}
     assert all(one.change == 0 and one.verdict in ("same", "undecided") for one in found.values())
     assert found["", "size"].unit == "MB"
     assert found["", "size"].a == pytest.approx(612 * 1.048576)
@@ -178,7 +179,7 @@ def test_cold_starts_are_apart_when_their_ranges_are():
     )
     found = [one for one in compare(make_report(), make_report(cold=slow)).changes if one.metric == "cold"]
     assert [one.verdict for one in found] == ["worse", "worse"]
-    assert found[0].note == "empty caches; range of 5 starts"
+    assert found[0].note == "range of 5 starts"
     few = tuple(replace(one, runs=2) for one in slow)
     found = [one for one in compare(make_report(), make_report(cold=few)).changes if one.metric == "cold"]
     assert [one.verdict for one in found] == ["undecided", "undecided"]

@@ -466,3 +466,40 @@ def test_an_axis_has_length_for_equal_values() -> None:
     assert Axis("x", 99.94, 100.06).texts == ["99.95", "100.00", "100.05"]
     assert Axis("x", 0, 100).texts == ["0", "20", "40", "60", "80", "100"]
     assert Axis("x", 1, 100, log=True, first=0, last=10)(10) == pytest.approx(5)
+
+
+def test_changes_are_drawn_with_their_names() -> None:
+    starts = [make_change("cold", kind, gate="", failed=False) for kind in ("empty caches", "label pack")]
+    unknown = make_change("p90", change=40.0, low=None, high=None, verdict="undecided", gate="", failed=False)
+    changes = (
+        *starts,
+        replace(starts[0], scenario="empty caches"),
+        unknown,
+    )  # the third: a name that comes twice
+    drawn = next(drawings(to_html(make_comparison(changes=changes))))
+    texts = [element.text for element in drawn.iter() if element.tag == "text"]
+    assert texts.count("cold start, label pack") == 1
+    assert not any("4,000" in (text or "") for text in texts)  # what has no interval stretches no axis
+    assert "empty caches: range" not in to_text(
+        make_comparison(changes=tuple(replace(c, note="range") for c in starts))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed", "css"),
+    [
+        ({"verdict": "same", "gate": ""}, False, "verdict"),
+        ({"verdict": "worse", "gate": ""}, False, "verdict doubtful"),
+        ({"verdict": "undecided", "gate": ""}, False, "verdict doubtful"),
+        ({"verdict": "undecided", "undecided": True}, False, "verdict doubtful"),
+        ({"verdict": "undecided", "gate": "p99>20ms"}, False, "verdict"),
+        ({}, True, "verdict failed"),
+    ],
+)
+def test_only_good_news_is_green(changes: dict[str, Any], failed: bool, css: str) -> None:
+    page = Page(
+        to_html(make_comparison(changes=(make_change(**{"failed": failed, **changes}),), failed=failed))
+    )
+    assert [a["class"] for tag, a in page.elements if tag == "p" and "verdict" in (a.get("class") or "")] == [
+        css
+    ]

@@ -7,6 +7,11 @@ from edgeclip.bench.comparison import Change, Comparison
 from edgeclip.bench.render.grid import Grid, grid
 from edgeclip.bench.render.words import a_few, fixed, interval, number, percent, size
 
+READING = (
+    "In brackets: intervals of 95 %. Worse, better: the interval leaves out 0. Same: it lies within ±5 %. "
+    "Can tell: the smallest change that these runs could have told from none."
+)
+
 
 def verdict(comparison: Comparison) -> str:
     """The outcome in one sentence."""
@@ -37,29 +42,45 @@ def _of_gate(change: Change) -> str:
 
 
 def label(change: Change) -> str:
-    """ "single-stream p99"."""
+    """ "single-stream p99"; "cold start, label pack"."""
+    if change.metric == "cold":
+        return f"cold start, {change.scenario}"
     return f"{change.scenario} {change.metric}".strip()
 
 
 def change_text(change: Change) -> str:
-    """The change with its interval: "+12 % (+9.0 % to +15 %)"."""
+    """The change with its interval: "+12 % (+9.0 to +15)"."""
     if change.low is None or change.high is None:
         return percent(change.change, signed=True)
     low, high = percent(change.low, signed=True), percent(change.high, signed=True)
-    return f"{percent(change.change, signed=True)} ({low} to {high})"
+    return f"{percent(change.change, signed=True)} ({low[:-2]} to {high[:-2]})"
+
+
+def _joined(labels: list[str]) -> str:
+    """ "single-stream p50, p90": a scenario's name stands once."""
+    return ", ".join((labels[0], *(each.rpartition(" ")[2] for each in labels[1:])))
+
+
+def gates(comparison: Comparison) -> list[str]:
+    """A line for each figure under a gate."""
+    return [f"{label(c)} ({c.gate}): {_outcome(c)}" for c in comparison.changes if c.gate]
+
+
+def _outcome(change: Change) -> str:
+    return "failed" if change.failed else "undecided" if change.undecided else "passed"
 
 
 def changes(comparison: Comparison) -> Grid:
     """One row each figure."""
     rows = [
-        (label(c), c.unit, fixed(c.a), fixed(c.b), change_text(c), c.verdict, "-" if c.resolution is None else f"±{percent(c.resolution)}", (c.gate and f"{c.gate}: {'failed' if c.failed else 'undecided' if c.undecided else 'passed'}") or "-")
+        (label(c), c.unit, fixed(c.a), fixed(c.b), change_text(c), c.verdict, "-" if c.resolution is None else f"±{percent(c.resolution)}", f"{c.gate}: {_outcome(c)}" if c.gate else "-")
         for c in comparison.changes
     ]  # fmt: skip
-    alike: dict[str, list[str]] = {}
+    alike: dict[str, dict[str, list[str]]] = {}  # note -> scenario -> labels
     for c in comparison.changes:
         if c.note:
-            alike.setdefault(c.note, []).append(label(c))
-    notes = [f"{', '.join(labels)}: {note}" for note, labels in alike.items()]
+            alike.setdefault(c.note, {}).setdefault(c.scenario, []).append(label(c))
+    notes = [f"{'; '.join(map(_joined, labels.values()))}: {note}" for note, labels in alike.items()]
     if comparison.machine is not None:
         slower = "slower" if comparison.machine >= 0 else "faster"
         notes.append(

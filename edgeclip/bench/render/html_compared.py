@@ -18,13 +18,15 @@ from edgeclip.bench.report import Report, ScenarioResult
 
 def of_comparison(comparison: Comparison, sides: tuple[Report, Report] | None) -> str:
     """The page; `sides`: the reports of A and B, for their histograms."""
-    css = "verdict failed" if comparison.failed else "verdict"
-    shown = [change for change in comparison.changes if np.isfinite(change.change)]
+    told = [c for c in comparison.changes if c.low is not None or c.verdict != "undecided"]
+    shown = [
+        c for c in told if np.isfinite(c.change)
+    ]  # a change that has no interval would only stretch the axis
     parts = [
-        tag("h1", f"{text(comparison.b)} against {text(comparison.a)}"),
-        paragraph(compared.verdict(comparison), css),
+        tag("h1", "Latency: B against A"),
+        paragraph(compared.verdict(comparison), f"verdict {_mood(comparison)}".strip()),
         facts([("A", comparison.a), ("B", comparison.b), ("compared", f"{comparison.how}, {comparison.created}")]),
-        section("Changes", figure("Changes with their intervals of 95 %.", forest(shown), "Left of 0 B is less. Blue: better; orange: worse.") if shown else "", table(compared.changes(comparison))),
+        section("Changes", figure("Changes with their intervals of 95 %.", forest(shown), "Left of 0, B has less. Blue: better; orange: worse; grey: the same, or undecided.") if shown else "", table(compared.changes(comparison).filled()), paragraph(compared.READING)),
     ]  # fmt: skip
     if sides:
         both = [(a, b) for a in sides[0].scenarios for b in sides[1].scenarios if a.scenario == b.scenario]
@@ -35,6 +37,16 @@ def of_comparison(comparison: Comparison, sides: tuple[Report, Report] | None) -
         ]
         parts.append(section("Latencies", plots(*drawn) or paragraph("Single latencies were not kept.")))
     return page(f"{comparison.b} against {comparison.a}", "\n".join(parts))
+
+
+def _mood(comparison: Comparison) -> str:
+    """Class of the verdict's colour: green only for what is known to be well."""
+    if comparison.failed:
+        return "failed"
+    doubtful = any(c.undecided for c in comparison.changes)
+    gated = any(c.gate for c in comparison.changes)
+    worse = any(c.verdict == "worse" or (c.verdict == "undecided" and not gated) for c in comparison.changes)
+    return "doubtful" if doubtful or worse else ""
 
 
 def forest(changes: Sequence[Change]) -> str:

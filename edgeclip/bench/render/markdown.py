@@ -38,7 +38,12 @@ def of_comparison(comparison: Comparison) -> str:
     """The verdict and all changes."""
     facts = _facts([("A", comparison.a), ("B", comparison.b)])
     return _page(
-        [f"**{_escape(compared.verdict(comparison))}**", facts, _table(compared.changes(comparison))]
+        [
+            f"**{_escape(compared.verdict(comparison))}**",
+            facts,
+            _table(compared.changes(comparison).filled()),
+            compared.READING,
+        ]
     )
 
 

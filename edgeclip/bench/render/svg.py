@@ -90,7 +90,7 @@ class Axis:
         """What is written beside the ticks: as many digits as tell them apart."""
         found = [self.show(value) for value in self.ticks]
         for digits in range(1, 7):
-            if len(set(found)) == len(found):
+            if len(set(found)) == len(found) or self.show is not number:  # names may be alike
                 break
             found = [f"{value:.{digits}f}" for value in self.ticks]
         return found

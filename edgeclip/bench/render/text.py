@@ -11,7 +11,7 @@ from edgeclip.bench.cells import Matrix
 from edgeclip.bench.comparison import Comparison
 from edgeclip.bench.render import compared, tables
 from edgeclip.bench.render.grid import Grid
-from edgeclip.bench.render.words import clean, percent
+from edgeclip.bench.render.words import clean
 from edgeclip.bench.report import Report
 
 if TYPE_CHECKING:
@@ -52,23 +52,13 @@ def of_comparison(comparison: Comparison, width: int) -> str:
     out.print(clean(compared.verdict(comparison)))
     _facts(out, [("A", comparison.a), ("B", comparison.b)])
     changes = compared.changes(comparison)
-    # the interval stands below, where 80 columns do not hold it
     short = [
-        (
-            *row[:1],
-            f"{row[2]} {row[1]}",
-            f"{row[3]} {row[1]}",
-            percent(c.change, signed=True),
-            *row[5:6],
-            *row[7:],
-        )
-        for row, c in zip(changes.rows, comparison.changes, strict=True)
-    ]
-    head = ("figure", "A", "B", "change", "verdict", "gate")
+        (row[0], f"{row[2]} {row[1]}", f"{row[3]} {row[1]}", *row[4:6]) for row in changes.rows
+    ]  # gates stand below: 80 columns do not hold them
+    head = ("figure", "A", "B", "change (95 % sure)", "verdict")
     _print(out, Grid("", head, tuple(short), (), changes.words))
-    for c in comparison.changes:
-        if c.low is not None:
-            out.print(clean(f"{compared.label(c)}: {compared.change_text(c)}, 95 % sure"))
+    for line in compared.gates(comparison):
+        out.print(clean(line))
     for note in changes.notes:
         out.print(clean(note))
     return _text(out)
