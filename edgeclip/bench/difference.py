@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.bench.report import Latencies, Pulse
-from edgeclip.bench.statistics import CARRIED_BY, blocks_of
+from edgeclip.bench.statistics import CARRIED_BY, LAUNCHES, blocks_of, student, variance
 
 Floats = NDArray[np.float64]
 Timed = tuple[Latencies, Pulse | None]
 
-CONFIDENCE = 0.95
-# Launches of which each is left out as a whole. Fewer are cut into UNITS stretches; halves of three launches were tried: they share their
-# launch's luck, and of unchanged pairs of 3 x 2.7 s of recorded noise 10 % were told apart instead of 5 %.
-LAUNCHES, UNITS = 3, 5
+# Fewer than LAUNCHES launches are cut into so many stretches of equal time, to be left out in turn. Halves of three launches were tried: they
+# share their launch's luck, and of unchanged pairs of 3 x 2.7 s of recorded noise 10 % were told apart instead of 5 %.
+UNITS = 5
 # sd of p50 from launch to launch at an equal pulse, measured: what stretches of fewer than LAUNCHES launches cannot show
 BETWEEN_LAUNCHES = 0.03
 # Moments are alike whose pulses are within a factor of 1.28. Narrower, and the pulse's own error decides which are compared (0.15: p90 of a
@@ -137,24 +135,10 @@ def slices(starts: tuple[int, ...], count: int) -> list[slice]:
     return [slice(first, last) for first, last in zip(starts, (*starts[1:], count), strict=True)]
 
 
-def student(freedom: float) -> float:
-    """The factor of a two-sided interval of CONFIDENCE; within 3 % from 2 degrees of freedom, 1 % from 3.
-
-    Source: Abramowitz and Stegun 1964, Handbook of Mathematical Functions, 26.7.5.
-    """
-    z, v = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), max(freedom, 1.0)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
-
-
 def _over(figures: Floats) -> Difference:
     """From (1 + U,): with all units, and without each."""
     return Difference(
-        float(figures[0]), student(len(figures) - 2) * math.sqrt(_variance(figures)), corrected=False
+        float(figures[0]), student(len(figures) - 2) * math.sqrt(variance(figures)), corrected=False
     )
 
 
@@ -163,13 +147,7 @@ def _difference(
 ) -> tuple[float, float]:
     """log(B / A), and its standard error by leaving out one unit after another."""
     figures = [_left_out(*run, percent) for run in zip(logs, weights, drawn, strict=True)]
-    return float(figures[1][0] - figures[0][0]), math.sqrt(sum(map(_variance, figures)))
-
-
-def _variance(figures: Floats) -> float:
-    """Of a figure, from (1 + U,): with all units, and without each."""
-    without = figures[1:]
-    return (len(without) - 1) / len(without) * float(((without - without.mean()) ** 2).sum())
+    return float(figures[1][0] - figures[0][0]), math.sqrt(sum(map(variance, figures)))
 
 
 def _left_out(logs: Floats, weights: Floats, unit: NDArray[np.intp], percent: float | None) -> Floats:

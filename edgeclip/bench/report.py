@@ -18,7 +18,7 @@ MOST_KEPT = 20_000  # latencies of one scenario that a report holds
 
 @dataclass(frozen=True)
 class Quantile:
-    """One percentile with its interval of 95 %, bootstrapped over blocks of time."""
+    """One percentile with its interval of 95 %, over blocks of time and over launches."""
 
     ms: float
     low: float | None = None  # None: too few values for an interval

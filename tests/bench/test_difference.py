@@ -212,7 +212,7 @@ def test_a_difference_reads_both_ways():
     ("name", "old", "new", "test"),
     [
         ("_alike", "reversed(counts)", "counts", test_moments_that_were_alike_are_compared),
-        ("_variance", "(len(without) - 1) / len(without)", "1 / len(without)", test_a_factor_is_recovered_and_the_interval_holds_it),
+        ("variance", "(len(without) - 1) / len(without)", "1 / len(without)", test_a_factor_is_recovered_and_the_interval_holds_it),
         ("pulse_at", 'side="right"', 'side="left"', test_the_pulse_before_a_query_is_its_own),
         ("_left_out", "until[:, -1:]", "len(logs)", test_leaving_out_equals_the_plain_way),
     ],

@@ -451,7 +451,7 @@ def test_a_report_holds_so_many_latencies_and_figures_are_of_all(
         ("sample[::step]", "sample[:: step + 1]"),
         ("tuple(ceil(start / step) for start in starts)", "tuple(start // step for start in starts)"),
         ("np.sort(ms).tolist()", "sorted(known[0].ms)"),
-        ("spread(ms, at_ms)", "spread(ms[::step], at_ms[::step])"),
+        ("spread(ms, at_ms, starts)", "spread(ms[::step], at_ms[::step])"),
         ("samples / seconds", "samples / first.seconds"),
     ],
 )

@@ -48,7 +48,7 @@ def merge(results: Sequence[ScenarioResult], begun_ns: Sequence[int]) -> Scenari
             seconds=sum(one.warmup.seconds for one in results),
             steady=all(one.warmup.steady for one in results),
         ),
-        latency=spread(ms, at_ms),
+        latency=spread(ms, at_ms, starts),
         early_stopping=first.early_stopping
         and estimate(np.sort(ms).tolist(), first.early_stopping.percentile),
         latencies=Latencies(
