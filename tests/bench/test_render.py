@@ -18,7 +18,7 @@ from edgeclip.bench.cells import Matrix
 from edgeclip.bench.render import to_html, to_markdown, to_text
 from edgeclip.bench.render import words as numbers
 from edgeclip.bench.render.svg import Axis, Plot, axis, log_ticks, ticks
-from edgeclip.bench.report import Quantile, State
+from edgeclip.bench.report import Quantile, Series, State
 from tests.bench.reports import (
     make_bare_report,
     make_change,
@@ -503,3 +503,12 @@ def test_only_good_news_is_green(changes: dict[str, Any], failed: bool, css: str
     assert [a["class"] for tag, a in page.elements if tag == "p" and "verdict" in (a.get("class") or "")] == [
         css
     ]
+
+
+def test_plots_that_would_mislead() -> None:
+    report = make_report()
+    idle = Series("cpu load", "%", (0.0, 1.0, 2.0), (99.0, 100.0, 99.0))
+    alone = replace(report, variants=report.variants[:1], state=replace(report.state, series=(idle,)))
+    titles = {drawn[0].text: drawn for drawn in drawings(to_html(alone))}
+    assert not any("Fidelity" in str(title) for title in titles)  # one variant: nothing to choose
+    assert "0" in [element.text for element in titles["cpu load over time"].iter()]  # no storm of one percent

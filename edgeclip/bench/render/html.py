@@ -13,13 +13,19 @@ from edgeclip.bench.render.words import a_few, fixed, number, percent, span
 from edgeclip.bench.report import Quantile, Report, ScenarioResult
 from edgeclip.bench.settings import Settings
 
+COLD = (
+    "From starting a process to its first result. Empty caches: the bundle's files come from disk. "
+    "Label pack: the labels' vectors are read from a file, so no text tower is opened."
+)
+
 
 def of_report(report: Report) -> str:
     """The whole page."""
     name = report.subject.name
     parts = [
-        tag("header", tag("h1", f"Latency of {text(name)}") + _doubts(report) + facts(tables.subject(report))),
+        tag("header", tag("h1", f"Latency of {text(name)}") + paragraph(tables.in_brief(report)) + _doubts(report)),
         _figures(report),
+        section("What ran, and on what", facts(tables.subject(report))),
         *(_scenario(result) for result in report.scenarios),
         _stages(report),
         _sweeps(report),
@@ -46,16 +52,15 @@ def _figures(report: Report) -> str:
         "Results",
         tag("div", cards, class_="cards"),
         table(tables.scenarios(report).without("result").filled()),
-        paragraph("In brackets: intervals of 95 %. At most: the bound that holds with 99 % confidence, by MLPerf's early stopping."),
+        paragraph("In brackets: intervals of 95 %. At most: the bound that holds with 99 % confidence, by MLPerf's early stopping. A launch: a fresh process."),
     )  # fmt: skip
 
 
 def _card(result: ScenarioResult, unit: str) -> str:
     metric = tables.METRICS[result.scenario]
     rate = f"{number(result.throughput_per_s)} {unit}/s"
-    runs = (
-        f"{a_few(result.queries, 'query')} in {number(result.seconds)} s, {a_few(result.launches, 'launch')}"
-    )
+    each = f" of {result.samples_per_query} {unit}" if result.samples_per_query > 1 else ""
+    runs = f"{a_few(result.queries, 'query')}{each} in {number(result.seconds)} s, {a_few(result.launches, 'launch')}"
     if metric == "throughput":
         title, lines = rate, [f"p50 of a call {fixed(result.latency.p50.ms)} ms"]
     else:
@@ -80,8 +85,8 @@ def _scenario(result: ScenarioResult) -> str:
     return section(
         title,
         side_by_side(
-            figure("Histogram.", plots.histogram(result), plots.beyond(result)),
-            figure("Cumulative.", plots.cumulative(result), "The axis is logarithmic."),
+            figure("Histogram.", plots.histogram(result), f"How long queries took. {plots.beyond(result)}"),
+            figure("Cumulative.", plots.cumulative(result), "Queries that were answered within a time; times are on a logarithmic axis."),
             figure("Over time.", plots.timeline(result), f"Line: running median; dotted: a new process; at the top edge: beyond the axis.{pulse}"),
         ),
     )  # fmt: skip
@@ -97,7 +102,10 @@ def _stages(report: Report) -> str:
         return section("Stages of a call", _missing(report, "stages"))
     colours = [plots.colour(i) for i in range(len(report.stages.stages))]
     shown = tables.stages(report)
-    return section("Stages of a call", figure("", plots.stage_bar(report.stages)), table(shown, colours))
+    note = "Timed inside the call; at each moment the part that began last counts. The longest is what to make faster first."
+    return section(
+        "Stages of a call", figure("", plots.stage_bar(report.stages), note), table(shown, colours)
+    )
 
 
 def _sweeps(report: Report) -> str:
@@ -108,7 +116,7 @@ def _sweeps(report: Report) -> str:
     ):
         title = "Throughput and latency over batch sizes." if name == "batch" else "Throughput over threads."
         note = (
-            "Each point: one batch size."
+            "Each point: one batch size. Up: more in a second; right: a longer wait for each call."
             if name == "batch"
             else "Dashed: if each thread brought as much as the first."
         )
@@ -128,7 +136,7 @@ def _cold(report: Report) -> str:
     notes = bullets(tables.absent(report, "cold"))
     return section(
         "Cold start",
-        figure("", plots.cold_bars(report.cold), key=legend(plots.START.items())),
+        figure("", plots.cold_bars(report.cold), COLD, legend(plots.START.items())),
         table(tables.cold(report)),
         notes,
     )
@@ -144,10 +152,11 @@ def _roofline(report: Report) -> str:
     return section(
         "Roofline",
         side_by_side(
-            figure("Roofline.", plots.roof_plot(report.roofline), f"By a product of matrices and a copy measured on this machine. {shares}."),
+            figure("Roofline.", plots.roof_plot(report.roofline), f"Line: the fastest product of matrices, and copy, measured on this machine. What lies below it is not used. {shares}."),
             figure("Operators.", plots.operators(report.roofline), "Share of the tower's time.", legend([*names, ("others", "c8")])),
         ),
         table(tables.roofline(report)),
+        paragraph("Reading weights: what one copy of all weights would take of a call. Where it is near 100 %, smaller weights help more than fewer operations."),
         bullets(tables.absent(report, "roofline")),
     )  # fmt: skip
 
@@ -170,6 +179,9 @@ def _variants(report: Report) -> str:
         "Fidelity against speed",
         drawn,
         table(tables.variants(report)),
+        paragraph(
+            "Distance: error of the vectors over what separates two pictures, as the bundle states it."
+        ),
         bullets(tables.absent(report, "variants")),
     )
 

@@ -247,7 +247,7 @@ def readings(series: Series) -> str:
     plot = Plot(
         f"{series.name} over time",
         Axis("seconds of the run", min(series.at_s), max(max(series.at_s), min(series.at_s) + 1e-3)),
-        axis(series.unit, series.values, room=0.15),
+        Axis("%", 0, 100) if series.unit == "%" else axis(series.unit, series.values, room=0.15),
         height=170,
     )
     step = max(1, len(series.values) // 600)
@@ -257,13 +257,13 @@ def readings(series: Series) -> str:
 
 
 def scatter(variants: Sequence[VariantPoint]) -> str:
-    """Fidelity against speed: left and low is better."""
+    """Fidelity against speed: left and low is better. None for a single variant: there is nothing to choose."""
     known = [
         (v, v.latency.p50.ms, v.relative_distance)
         for v in variants
         if v.latency and v.relative_distance is not None
     ]
-    if not known:
+    if len(known) < 2:
         return ""
     distances = [distance for *_, distance in known if distance > 0] or [1e-6]
     x = axis("p50 of the image tower, ms", [ms for _, ms, _ in known], zero=True, room=0.25)

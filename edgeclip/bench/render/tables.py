@@ -124,7 +124,7 @@ def memory(report: Report) -> Facts:
         return [*facts, ("memory", missing(report, "memory"))]
     named = (
         ("resident", "rss_bytes"),
-        ("resident, at most", "peak_rss_bytes"),
+        ("resident, peak", "peak_rss_bytes"),
         ("on the device", "device_bytes"),
     )
     for name, field in named:
@@ -132,7 +132,7 @@ def memory(report: Report) -> Facts:
         facts.append((name, missing(report, f"memory.{field}") if value is None else size(value)))
     if found.device_bytes is None and not report.device.gpus:
         facts[-1] = ("on the device", "no GPU")
-    return [*facts, ("estimate of `inspect --memory`", size(found.estimated_bytes))]
+    return [*facts, ("estimated by inspect --memory", size(found.estimated_bytes))]
 
 
 def roofline(report: Report) -> Grid | None:
@@ -159,6 +159,13 @@ def variants(report: Report) -> Grid | None:
     notes = [f"{v.id}: {v.failed or 'does not run here'}" for v in report.variants if v.failed or not v.runs]
     head = "variant|precision|p50 ms|distance|cosine min|size|engine"
     return grid("Variants", head, rows, notes, "precision|engine")
+
+
+def in_brief(report: Report) -> str:
+    """What was measured, in a line: "classify by onnxruntime-cpu in fp32, 2 threads, AMD EPYC"."""
+    found = report.subject
+    engines = dict.fromkeys(f"{t.engine} in {t.precision}" for t in found.towers)
+    return f"{report.settings.task} by {' and '.join(engines)}, {a_few(found.threads, 'thread')}, {report.device.name}"
 
 
 def subject(report: Report) -> Facts:

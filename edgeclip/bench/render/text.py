@@ -25,7 +25,9 @@ def of_report(report: Report, width: int) -> str:
     for doubt in tables.doubts(report):
         out.print(f"! {clean(doubt)}")
     summary = tables.scenarios(report)
-    _print(out, summary.only("scenario", "result", summary.head[5], "queries", "evidence"))
+    short = summary.only("scenario", "result", "p50 ms", summary.head[5], "queries", "evidence")
+    rows = tuple((*row[:2], row[2].partition(" ")[0], *row[3:]) for row in short.rows)  # 80 columns
+    _print(out, replace(short, rows=rows))
     stages, rooflines, variants = tables.stages(report), tables.roofline(report), tables.variants(report)
     shown = [
         stages and stages.only("stage", "share", "p50 ms", "p99 ms"),
