@@ -86,7 +86,7 @@ def drop_from_memory(bundle: Bundle) -> list[str]:
     left, pages = (sum(column) for column in zip(*map(_resident, paths), strict=True))
     if left > DROPPED * pages:
         return [
-            f"{left / pages:.0%} of the bundle may have stayed in memory: the system did not forget it, or does not tell"
+            f"{100 * left / pages:.0f} % of the bundle may have stayed in memory: the system did not forget it, or does not tell"
         ]
     return []
 

@@ -66,7 +66,7 @@ def measure_stages(
             between.tick()
     notes = (
         *_of_copies(model, parts),
-        f"timing the parts takes {places / len(parts) * place_us:.1f} us of a call",
+        f"timing the parts takes {places / len(parts) * place_us:.1f} µs of a call",
     )
     return _put_together(began, lasted, parts, notes)
 

@@ -181,6 +181,7 @@ def test_every_part_has_its_section() -> None:
     headings = re.findall(r"<h2>(.*?)</h2>", html_of("report"))
     assert headings == [
         "Results",
+        "What ran, and on what",
         *(f"Latencies: {name}" for name in ("single-stream", "multi-stream", "offline", "server")),
         "Stages of a call", "Batch sizes and threads", "Cold start", "Memory and size", "Roofline",
         "The device during the run", "Fidelity against speed", "Settings", "Not measured",

@@ -400,7 +400,7 @@ def test_weights_that_stay_in_the_cache_bind_nothing(monkeypatch: pytest.MonkeyP
     done = Work({"fp32": 10**6}, 10**6, {"MatMul": 0.25, "Add": 0.75})
     found = roofline.compose("text", engine, done, 1, 0.1, 100.0, 10.0, ())
     assert (found.share_of_peak, found.share_of_copy, found.bound) == (0.1, pytest.approx(1), "compute")
-    assert found.notes[0] == "its products take 25% of the time, at 40% of their peak"
+    assert found.notes[0] == "its products take 25 % of the time, at 40 % of their peak"
     assert found.notes[1].startswith("the weights fit into the CPU's cache")
 
 

@@ -120,7 +120,9 @@ def _doubts(work: Work, share: float, reading: float, cached: bool) -> list[str]
     found = []
     products = sum(time for kind, time in work.by_operator.items() if kind in RULES)
     if share and products:
-        found.append(f"its products take {products:.0%} of the time, at {share / products:.0%} of their peak")
+        found.append(
+            f"its products take {100 * products:.0f} % of the time, at {100 * share / products:.0f} % of their peak"
+        )
     if share > 1:
         found.append("above its peak: its products are faster than the square ones that were measured")
     if cached:

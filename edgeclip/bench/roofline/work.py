@@ -68,7 +68,7 @@ def count_work(
         by_operator, precisions = {}, {engine.variant.computes_in: total}
         notes.append(f"time by operator: {engine.name} does not tell")
     if len(precisions) > 1:
-        told = ", ".join(f"{value / total:.0%} in {name}" for name, value in precisions.items())
+        told = ", ".join(f"{100 * value / total:.0f} % in {name}" for name, value in precisions.items())
         notes.append(f"products: {told}")
     return Work(precisions, weight_bytes(nodes, widened=on_cpu), by_operator, tuple(notes))
 
