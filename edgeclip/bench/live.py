@@ -149,9 +149,10 @@ def _play(
         left = max(0.0, settings.min_seconds * (1 - pair / pairs))
         tell(f"{name}, both in turns, {pair + 1}{f'/{pairs}' if pair < pairs else ''}", left)
         with ExitStack() as stack:
-            sides = [start(spec, settings, inputs) for spec in specs]
-            for side in sides:
-                stack.callback(side.close)
+            sides = list[Player]()
+            for spec in specs:
+                sides.append(start(spec, settings, inputs))
+                stack.callback(sides[-1].close)
             ran = [side.opened() for side in sides]
             taken += [(pair, *both) for both in _turns(sides, name, settings, inputs, pair, pairs)]
         pair += 1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -69,8 +70,9 @@ class Side:
 
     def close(self) -> None:
         """End it."""
-        for stream in (self._process.stdin, self._process.stdout):
-            _open(stream).close()
+        with suppress(BrokenPipeError):  # it has ended before it read what was last sent
+            _open(self._process.stdin).close()
+        _open(self._process.stdout).close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

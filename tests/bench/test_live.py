@@ -193,6 +193,32 @@ def test_what_a_side_meets_arrives_as_it_met_it(tmp_path):
             side.opened()
 
 
+def test_a_side_that_is_killed_between_turns_is_told_of():
+    program = 'import sys; sys.stdin.readline(); print(\'{"towers": [], "threads": 1, "fell_back": ""}\', flush=True); sys.stdin.read()'
+    with (
+        pytest.raises(EngineError, match="was ended by signal 9"),
+        Side("toy", SHORT, TEXTS, [sys.executable, "-c", program]) as side,
+    ):
+        side.opened()
+        side._process.kill()
+        side._process.wait()
+        side.turn([[0]])
+
+
+def test_a_side_that_cannot_be_started_leaves_none_behind():
+    started = []
+
+    def start(bundle, settings, inputs):
+        if started:
+            raise OSError("no more processes")
+        started.append(Simulated(Machine(5), 0))
+        return started[-1]
+
+    with pytest.raises(OSError, match="no more processes"):
+        compare_live("nano", "nano", SHORT, TEXTS, start=start)
+    assert started[0].closed
+
+
 def test_planted_faults_are_caught(monkeypatch):
     faults = (
         ("_turns", "found.append((sides[0].turn(asked), second))", "found.append((second, sides[0].turn(asked)))", lambda: flagged_and_found(4)),
