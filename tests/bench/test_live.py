@@ -195,14 +195,13 @@ def test_what_a_side_meets_arrives_as_it_met_it(tmp_path):
 
 def test_a_side_that_is_killed_between_turns_is_told_of():
     program = 'import sys; sys.stdin.readline(); print(\'{"towers": [], "threads": 1, "fell_back": ""}\', flush=True); sys.stdin.read()'
-    with (
-        pytest.raises(EngineError, match="was ended by signal 9"),
-        Side("toy", SHORT, TEXTS, [sys.executable, "-c", program]) as side,
-    ):
-        side.opened()
-        side._process.kill()
-        side._process.wait()
+    side = Side("toy", SHORT, TEXTS, [sys.executable, "-c", program])
+    side.opened()
+    side._process.kill()
+    side._process.wait()
+    with pytest.raises(EngineError, match="was ended by signal 9"):
         side.turn([[0]])
+    side.close()
 
 
 def test_a_side_that_cannot_be_started_leaves_none_behind():
