@@ -35,6 +35,7 @@ MUST_AGREE: Mapping[str, Mapping[str, Callable[[Report], Any]]] = {
         "CPU": lambda r: r.device.cpu,
         "cores": lambda r: r.device.cores,
         "GPU": lambda r: ", ".join(gpu.name for gpu in r.device.gpus) or "none",
+        "power limit of the GPU, W": lambda r: ", ".join(str(gpu.power_limit_w) for gpu in r.device.gpus) or "none",
         "memory, GB": lambda r: round(r.device.memory_bytes / 1e9),  # the kernel's own part differs by version
     },
     "mode": {

@@ -54,8 +54,8 @@ class Gate:
         if change.metric != self.metric or self.scenario not in ("", change.scenario):
             return change
         if self.relative:
-            # no interval: an exact figure, or one of which nothing can be said
-            unknown = math.inf if change.verdict == "undecided" else 0.0
+            # no interval: two runs of the same lie within the resolution, or nothing can be said
+            unknown = math.inf if change.verdict == "undecided" else change.resolution or 0.0
             low = change.change - unknown if change.low is None else change.low
             high = change.change + unknown if change.high is None else change.high
             failed = self._past(change.change) and (low > 0 if self.above else high < 0)

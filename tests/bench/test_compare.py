@@ -110,6 +110,18 @@ def test_what_must_agree_is_refused_unless_allowed(other, word, said):
     assert any(note.startswith("allowed to differ") for note in found.notes)
 
 
+def test_a_gpu_with_less_power_is_another_device():
+    full = make_report(gpu=True)
+    capped = replace(
+        full,
+        device=replace(full.device, gpus=tuple(replace(g, power_limit_w=300.0) for g in full.device.gpus)),
+    )
+    with pytest.raises(
+        InputError, match=r"power limit of the GPU, W differs: .* in A, 300\.0 in B.*--allow device"
+    ):
+        compare(full, capped)
+
+
 def test_a_word_that_allows_nothing_is_refused():
     with pytest.raises(InputError, match="allow 'hardware': expected one of device, mode, settings, inputs"):
         compare(make_report(), make_report(), allow=["hardware"])

@@ -101,6 +101,12 @@ def test_exact_figures_have_no_chance_and_unknown_ones_nothing_else():
     assert judged("p99>+5%", unknown, strict=True).failed
 
 
+def test_memory_that_moved_within_its_noise_does_not_fail():
+    rss = change("rss", 0.02, None, None, scenario="", verdict="same")  # told from 5 % on
+    assert (judged("rss>+1%", rss).failed, judged("rss>+1%", rss).undecided) == (False, True)
+    assert not judged("rss>+8%", rss, strict=True).failed
+
+
 def test_a_figure_without_an_interval_decides_by_itself_and_says_so():
     unknown = change("p99", 0.3, None, None, verdict="undecided")  # 13 ms
     for gate, failed in (("p99>12ms", True), ("p99>14ms", False)):
