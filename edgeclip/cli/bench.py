@@ -14,6 +14,7 @@ from edgeclip.cli.bench_options import (
     check_places,
     live_line,
     page_options,
+    part_option,
     scenario_options,
     settings_options,
     write_result,
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  edgeclip bench nano --quick                                  a minute; p50, p90 and p99 with their intervals
+  edgeclip bench nano --quick
   edgeclip bench clip-b32/ --images photos/ -o b32.json --html b32.html
-  edgeclip bench clip-b32/ --scenario server --bound 50        the highest rate with p99 under 50 ms
-  edgeclip bench clip-b32/ --task embed --scenario single-stream --skip all --json
+  edgeclip bench clip-b32/ --scenario server --bound 50
+  edgeclip bench clip-b32/ --task embed --skip all --json
   edgeclip bench clip-b32/ --full --require tensorrt -o orin.json
 
 \b
 More with reports:
   edgeclip bench compare before.json after.json --fail-if 'p99>+5%'
-  edgeclip bench compare --live clip-b32/ clip-b32-int8/       in turns, in one run
-  edgeclip bench matrix clip-b32/ --batch 1,8,32               engines x variants x batches
+  edgeclip bench compare --live clip-b32/ clip-b32-int8/
+  edgeclip bench matrix clip-b32/ --batch 1,8,32
   edgeclip bench show orin.json --html orin.html
   edgeclip bench attach orin.json clip-b32/ -o clip-b32-orin/
 """
@@ -74,6 +75,7 @@ class _Bench(click.Group):
 @click.argument("bundle")
 @settings_options
 @scenario_options
+@part_option("each point of a sweep, and of the stages")
 @click.option(
     "--rate", type=SECONDS, metavar="PER_S",
     help="Queries a second that the server scenario offers. Default: the highest that holds the bound is searched.",
@@ -92,8 +94,8 @@ def command(
 ) -> None:  # fmt: skip
     """Measure a bundle's latency on this machine.
 
-    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Each scenario runs in fresh processes, on real pictures,
-    decoding included; percentiles come with their intervals. Then stages, batch sizes, threads, variants, cold start,
+    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Each scenario runs in fresh processes, from a picture's bytes to
+    the result; percentiles come with their intervals. Then stages, batch sizes, threads, variants, cold start,
     memory and the share of the machine's peak. End other programs first.
     """
     from edgeclip.bench.measure import measure

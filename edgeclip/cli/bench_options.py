@@ -36,27 +36,20 @@ def settings_options(command: F) -> F:
 
     @wraps(command)
     def parsed(
-        *, task: str, quick: bool, full: bool, min_seconds: float | None, max_seconds: float | None, min_queries: int | None,
-        part_seconds: float | None, labels: str | None, label: tuple[str, ...], seed: int, threads: int | None,
-        variants: tuple[str, ...], engine: str | tuple[str, ...] | None, exact: bool, **others: Any,
+        *, task: str, quick: bool, full: bool, labels: str | None, label: tuple[str, ...], seed: int, threads: int | None,
+        variants: tuple[str, ...], engine: str | tuple[str, ...] | None, exact: bool, part_seconds: float | None = None, **others: Any,
     ) -> Any:  # fmt: skip
         from edgeclip.bench.settings import preset
 
         if quick and full:
             raise click.UsageError("--quick and --full: expected one of them.")
-        start = preset("quick" if quick else "full" if full else "standard")
-        if min_seconds is not None and max_seconds is None:  # as many times more as the preset allows
-            max_seconds = min_seconds * start.max_seconds / start.min_seconds
         given = {
-            "min_seconds": min_seconds,
-            "max_seconds": max_seconds,
-            "min_queries": min_queries,
             "part_seconds": part_seconds,
             "threads": threads,
-            "labels": tuple(parse_labels(labels, label)) if labels or label else None,
+            "labels": tuple(parse_labels(labels, label)) if labels is not None or label else None,
         }
         settings: Settings = preset(
-            start.preset,
+            "quick" if quick else "full" if full else "standard",
             task=task,
             seed=seed,
             variants=variants,
@@ -71,12 +64,8 @@ def settings_options(command: F) -> F:
         (
             click.option("--task", default="classify", show_default=True, metavar="TASK", help="What a query does: classify, embed, embed-text or search."),
             click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Folder of your pictures, that queries draw from. Default: pictures that edgeclip makes, as large as a photograph."),
-            click.option("--quick", is_flag=True, help="Take a minute instead of ten: fewer queries, wider intervals."),
-            click.option("--full", is_flag=True, help="Take as long as MLPerf asks for: 600 s and 24,576 queries of each scenario."),
-            click.option("--min-seconds", type=SECONDS, help="Shortest time of a scenario. Default: 60; 8 with --quick, 600 with --full."),
-            click.option("--max-seconds", type=SECONDS, help="Time at which a scenario ends even if it lacks queries. Default: 180, or three times --min-seconds."),
-            click.option("--min-queries", type=click.IntRange(min=1), help="Fewest queries of a scenario. Default: 1024; 64 with --quick, 24576 with --full."),
-            click.option("--part-seconds", type=SECONDS, help="Time of each point of a sweep, and of the stages. Default: 10; 1 with --quick, 60 with --full."),
+            click.option("--quick", is_flag=True, help="To look around: a tenth of the time, wider intervals."),
+            click.option("--full", is_flag=True, help="As long as MLPerf asks for: 600 s and 24,576 queries of each scenario."),
             click.option("--labels", help="What classify chooses from: 'a cat,a dog', or @FILE with one a line. Default: labels baked in, else twenty of edgeclip's own."),
             click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas)."),
             click.option("--exact", is_flag=True, help="Decode every pixel of large JPEGs."),
@@ -88,26 +77,44 @@ def settings_options(command: F) -> F:
 
 
 def scenario_options(command: F) -> F:
-    """`--scenario` and `--launches`, on top of `settings_options`."""
+    """Which scenarios, and how long each takes, on top of `settings_options`."""
 
     @wraps(command)
-    def parsed(*, settings: Settings, scenarios: tuple[str, ...], launches: int | None, **others: Any) -> Any:
+    def parsed(
+        *, settings: Settings, scenarios: tuple[str, ...], launches: int | None, min_seconds: float | None,
+        max_seconds: float | None, min_queries: int | None, **others: Any,
+    ) -> Any:  # fmt: skip
+        if min_seconds is not None and max_seconds is None:  # as many times more as the preset allows
+            max_seconds = min_seconds * settings.max_seconds / settings.min_seconds
+        given = {
+            "min_seconds": min_seconds,
+            "max_seconds": max_seconds,
+            "min_queries": min_queries,
+            "launches": launches,
+        }
         if scenarios:
             every = () if "none" in scenarios else SCENARIOS
             settings = replace(
                 settings, scenarios=tuple(n for n in every if n in scenarios or "all" in scenarios)
             )
-        if launches:
-            settings = replace(settings, launches=launches)
-        return command(settings=settings, **others)
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return command(settings=replace(settings, **chosen), **others)
 
     found = cast("F", parsed)
     for option in (
+        click.option("--min-queries", type=click.IntRange(min=1), help="Fewest queries of a scenario. Default: 1024; 64 with --quick, 24576 with --full."),
+        click.option("--max-seconds", type=SECONDS, help="Time at which a scenario ends even if it lacks queries. Default: 180, or three times --min-seconds."),
+        click.option("--min-seconds", type=SECONDS, help="Shortest time of a scenario. Default: 60; 8 with --quick, 600 with --full."),
         click.option("--launches", type=click.IntRange(min=1), help="Fresh processes that a scenario is shared out to. Default: 10; 3 with --quick."),
         click.option("--scenario", "scenarios", multiple=True, type=click.Choice([*SCENARIOS, "all", "none"]), help="How queries come; may be repeated. Default: all but server."),
     ):  # fmt: skip
         found = option(found)
     return found
+
+
+def part_option(what: str) -> Callable[[F], F]:
+    """`--part-seconds`: the time of `what`."""
+    return click.option("--part-seconds", type=SECONDS, help=f"Time of {what}. Default: 10; 1 with --quick, 60 with --full.")  # fmt: skip
 
 
 def page_options(command: F) -> F:

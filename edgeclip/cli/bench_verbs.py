@@ -12,11 +12,12 @@ from edgeclip.cli.bench_options import (
     check_places,
     live_line,
     page_options,
+    part_option,
     scenario_options,
     settings_options,
     write_result,
 )
-from edgeclip.cli.common import emit, json_option
+from edgeclip.cli.common import emit, json_option, say
 from edgeclip.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
 COMPARE_EXAMPLES = """\b
 Examples:
   edgeclip bench compare before.json after.json
-  edgeclip bench compare before.json after.json --fail-if 'p99>+5%' --fail-if 'throughput<-5%'
+  edgeclip bench compare before.json after.json --fail-if 'p99>+5%'
   edgeclip bench compare orin.json nx.json --allow device --html boards.html
-  edgeclip bench compare --live clip-b32/ clip-b32-int8/ --images photos/ --quick
+  edgeclip bench compare --live clip-b32/ clip-b32-int8/ --images photos/
 """
 
 MATRIX_EXAMPLES = """\b
 Examples:
   edgeclip bench matrix clip-b32/ --quick
-  edgeclip bench matrix clip-b32/ --engine onnxruntime-cpu,tensorrt --batch 1,8,32 --html matrix.html
+  edgeclip bench matrix clip-b32/ --batch 1,8,32 --html matrix.html
+  edgeclip bench matrix clip-b32/ --engine onnxruntime-cpu,tensorrt
   edgeclip bench matrix clip-b32/ --retry-failed --json
 """
 
@@ -150,6 +152,7 @@ def _require(found: Comparison) -> None:
 @click.command(epilog=MATRIX_EXAMPLES)
 @click.argument("bundle")
 @settings_options
+@part_option("one cell")
 @click.option("--batch", "batches", default="1,8", show_default=True, metavar="N[,N...]", help="Pictures, or texts, in one call.")  # fmt: skip
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where finished cells are kept, so that a run that was interrupted goes on. Default: the bundle's folder in the cache.")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Try cells again that failed before.")
@@ -175,11 +178,15 @@ def matrix(
     check_settings(settings)
     opened = open_bundle(bundle)
     inputs = load_inputs(images, settings.task, settings)
-    with live_line() as tell:
-        found = run_matrix(
-            opened, replace(settings, engines=(), variants=()), settings.engines, settings.variants, sizes,
-            folder or opened.cache / "matrix", inputs, tell, retry_failed=retry_failed,
-        )  # fmt: skip
+    try:
+        with live_line() as tell:
+            found = run_matrix(
+                opened, replace(settings, engines=(), variants=()), settings.engines, settings.variants, sizes,
+                folder or opened.cache / "matrix", inputs, tell, retry_failed=retry_failed,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        say("finished cells are kept: the same command goes on with the others")
+        raise
     write_result(found, output, html, markdown, as_json)
 
 

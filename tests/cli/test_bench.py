@@ -158,6 +158,8 @@ def test_a_bundle_called_like_a_verb(
         (["bench", "/no/such"], "/no/such: no such bundle."),
         (["bench", "nano", "-o", "/"], "/: expected the name of a file"),
         (["bench", "nano", "-o", "x", "--html", "./x"], "x: two results would be written to the same file."),
+        (["bench", "matrix", "nano", "--min-seconds", "3"], "No such option"),  # it would change nothing
+        (["bench", "compare", "--live", "a", "b", "--part-seconds", "3"], "No such option"),
         (["bench", "compare", "a.json"], "Missing argument 'B'."),
         (["bench", "compare", "a.json", "b.json", "--fail-if", "p99"], "gate 'p99': expected "),
         (["bench", "compare", "a.json", "b.json"], "a.json: cannot be read"),
@@ -367,3 +369,8 @@ def test_inspect_lists_local_reports(asked: list[Any], toy: Path, edgeclip: Edge
     said = edgeclip("inspect", toy, "--json")
     assert json.loads(said.out)["reports"] == []
     assert "passed over" in said.err
+
+
+@pytest.mark.parametrize("verb", [(), ("compare",), ("matrix",), ("show",), ("attach",)])
+def test_help_fits_80_columns(verb: tuple[str, ...], edgeclip: Edgeclip) -> None:
+    assert max(map(len, edgeclip("bench", *verb, "--help").out.splitlines())) <= 80
