@@ -23,7 +23,7 @@ from edgeclip.bench.comparison import Comparison
 from edgeclip.bench.difference import Difference, alone, in_turns
 from edgeclip.bench.gate import Gate, apply_gates
 from edgeclip.bench.opening import Used
-from edgeclip.bench.plan import Tell, silent
+from edgeclip.bench.plan import BYTES_PER_S, PROCESS_S, Tell, silent
 from edgeclip.bench.report import Quantile
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.scenarios.loop import draws
@@ -100,8 +100,10 @@ def compare_live(
     files = [open_bundle(spec).manifest.files.values() for spec in specs]
     sizes = [sum(entry.size for entry in entries) / 1e6 for entries in files]
     rows, notes = list[Row](), list[str]()
-    for name in names:
-        played, ran = _play(name, specs, settings, inputs, tell, start)
+    open_s = sum(PROCESS_S + 1e6 * size / BYTES_PER_S + WARM_S for size in sizes)
+    for k, name in enumerate(names):
+        later = (len(names) - 1 - k) * (settings.min_seconds + _pairs(settings) * open_s)
+        played, ran = _play(name, specs, settings, inputs, _about(tell, settings, open_s, later), start)
         rows += rows_of(name, played, _per_query(name, settings))
         notes += [f"{name}: {played.pair[-1] + 1} pairs of processes, {len(played.turn)} queries of each"]
     rows.append(exact_row("", "size", *sizes))
@@ -139,15 +141,30 @@ def difference_of(played: Played, percent: float | None) -> Difference:
     return in_turns(a - level[turn], b - level[turn], played.pair, percent)
 
 
+def _pairs(settings: Settings) -> int:
+    """The fewest pairs of processes of one scenario."""
+    return max(LEAST_PAIRS, PAIRS * settings.launches)
+
+
+def _about(tell: Tell, settings: Settings, open_s: float, later_s: float) -> Callable[[str, int], None]:
+    """Tells what begins, and the time left: of this pair and those after it, and of the scenarios after this one."""
+    each = settings.min_seconds / _pairs(settings) + open_s
+    return lambda what, pair: tell(what, max(1, _pairs(settings) - pair) * each + later_s)
+
+
 def _play(
-    name: ScenarioName, specs: list[str], settings: Settings, inputs: Inputs, tell: Tell, start: Start
+    name: ScenarioName,
+    specs: list[str],
+    settings: Settings,
+    inputs: Inputs,
+    about: Callable[[str, int], None],
+    start: Start,
 ) -> tuple[Played, list[Used]]:
-    pairs, begun = max(LEAST_PAIRS, PAIRS * settings.launches), perf_counter()
+    pairs, begun = _pairs(settings), perf_counter()
     taken: list[tuple[int, list[int], list[int]]] = []  # pair, ns of A and of B, a turn each
     pair, ran = 0, list[Used]()
     while pair < pairs or (perf_counter() - begun < settings.max_seconds and not _narrow(taken)):
-        left = max(0.0, settings.min_seconds * (1 - pair / pairs))
-        tell(f"{name}, both in turns, {pair + 1}{f'/{pairs}' if pair < pairs else ''}", left)
+        about(f"{name}, both in turns, {pair + 1}{f'/{pairs}' if pair < pairs else ''}", pair)
         with ExitStack() as stack:
             sides = list[Player]()
             for spec in specs:
