@@ -31,6 +31,8 @@ ALIKE = 0.25
 # The pulse is left out where without it the error is less than half. Of two errors a chance can make either the smaller: with 1 instead
 # of 2, one pair in a hundred of a busy machine was compared as measured, and 35 % apart.
 SURER = 2.0
+# Units that were alike, in effect; leaving out others shows no scatter. Asked for 3, three launches would lose nearly every pulse.
+CARRYING = 2.0
 # Above this percentile a latency is a wait of its own, which no pulse around it explains: its interval holds that of the figures as measured
 # too. Of unchanged pairs of a busy machine 13 % were called worse by p99 without.
 TAIL = 95
@@ -66,7 +68,7 @@ def difference(a: Timed, b: Timed, percent: float | None) -> Difference | None:
     Args:
         percent: which percentile; None: the mean.
     Returns:
-        At an equal pulse, unless the pulse explains nothing and only adds noise of its own, as it may with a GPU. Where fewer than LAUNCHES
+        At an equal pulse, unless the pulse explains nothing and only adds noise of its own, as it may with a GPU. Where fewer than CARRYING
         units had moments like the other run's, as measured, with an interval that holds the figure divided by the pulse too. None
         where fewer than CARRIED_BY values lie beyond the percentile in either run.
     Source: Efron and Stein 1981, The jackknife estimate of variance, Annals of Statistics 9.
@@ -80,7 +82,7 @@ def difference(a: Timed, b: Timed, percent: float | None) -> Difference | None:
         pulse = [np.log(pulse_at(latencies, p)) for latencies, p in (a, b) if p]
         eased = [log - p for log, p in zip(logs, pulse, strict=True)]
         weights = _alike(*pulse)
-        alike = min(map(_carrying, weights, drawn)) >= LAUNCHES
+        alike = min(map(_carrying, weights, drawn)) >= CARRYING
         found.append(
             _difference(eased, weights if alike else [np.ones(len(v)) for v in logs], drawn, percent)
         )

@@ -127,19 +127,25 @@ def test_nothing_alike_is_undecided_unless_both_ways_agree():
     assert slower.ends[0] > 5
 
 
+def felt(pulses, luck, rng):
+    """Launches of 200 queries, each with a pulse and a luck of its own."""
+    starts, at = tuple(range(0, 200 * len(pulses), 200)), tuple(range(0, 2000, 10)) * len(pulses)
+    us = np.repeat(np.float64(pulses), 200) * rng.lognormal(0, 0.05, 200 * len(pulses))
+    ms = us * np.repeat(np.exp(rng.normal(0, luck, len(pulses))), 200)
+    return Latencies(1, starts, at, tuple(ms.tolist()), ()), Pulse(starts, at, tuple(us.tolist()))
+
+
 def test_one_launch_that_was_alike_is_not_believed():
     """Of A's five launches only the last saw the machine as B's did: leaving out the others would show no scatter at all."""
     rng = np.random.default_rng(11)
-    luck = [np.repeat(np.exp(rng.normal(0, 0.05, 5)), 200) for _ in range(2)]
-    pulses = 100.0 * np.repeat([1, 1, 1, 1, 2], 200), np.full(1000, 200.0)
-    runs = []
-    for one, pulse in zip(luck, pulses, strict=True):
-        at = tuple(range(0, 2000, 10)) * 5
-        beats = Pulse((0, 200, 400, 600, 800), at, tuple(pulse.tolist()))
-        runs.append((Latencies(1, (0, 200, 400, 600, 800), at, tuple((one * pulse).tolist()), ()), beats))
-    found = difference(*runs, 50)
+    found = difference(felt([100, 100, 100, 100, 200], 0.05, rng), felt([200] * 5, 0.05, rng), 50)
     assert not found.corrected
     assert found.resolution > 0.05
+
+
+def test_three_launches_are_corrected_too():
+    rng = np.random.default_rng(12)
+    assert difference(felt([100, 110, 135], 0, rng), felt([105, 120, 130], 0, rng), 50).corrected
 
 
 def test_one_launch_is_not_believed():
