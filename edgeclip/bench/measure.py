@@ -29,7 +29,7 @@ from edgeclip.bench.plan import (
     silent,
     steps_of,
 )
-from edgeclip.bench.report import Report, ScenarioResult, Subject
+from edgeclip.bench.report import NOT_ASKED, Report, ScenarioResult, Subject
 from edgeclip.bench.roofline import measure_roofline
 from edgeclip.bench.samples import Inputs, load_inputs
 from edgeclip.bench.scenarios import harness_us, merge
@@ -165,7 +165,7 @@ def _parts(run: Run) -> dict[str, Any]:
         held = _Held(run, stack)
         for part in PARTS:
             if part not in run.settings.parts:
-                run.not_measured[part] = "not asked for"
+                run.not_measured[part] = NOT_ASKED
                 found[part] = empty[part]
                 continue
             run.plan.begin(part)

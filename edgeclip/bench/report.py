@@ -13,6 +13,7 @@ from edgeclip.bench.settings import ScenarioName, Settings
 
 FORMAT = "edgeclip.bench"
 FORMAT_VERSION = (1, 0)  # (major, minor): another major is refused, a newer minor is read
+NOT_ASKED = "not asked for"  # why a part that the user left out was not measured
 MOST_KEPT = 20_000  # latencies of one scenario that a report holds
 
 

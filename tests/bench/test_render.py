@@ -18,7 +18,7 @@ from edgeclip.bench.cells import Matrix
 from edgeclip.bench.render import to_html, to_markdown, to_text
 from edgeclip.bench.render import words as numbers
 from edgeclip.bench.render.svg import Axis, Plot, axis, log_ticks, ticks
-from edgeclip.bench.report import Quantile, Series, State
+from edgeclip.bench.report import NOT_ASKED, Quantile, Series, State, TowerUsed
 from tests.bench.reports import (
     make_bare_report,
     make_change,
@@ -297,7 +297,7 @@ def hostile_report() -> Any:
     )
     return replace(
         report, created=HOSTILE, warnings=(HOSTILE,), not_measured={HOSTILE: HOSTILE}, stages=stages,
-        subject=replace(report.subject, name=HOSTILE, bundle=HOSTILE, fell_back=HOSTILE),
+        subject=replace(report.subject, name=HOSTILE, bundle=HOSTILE, fell_back=HOSTILE, towers=(TowerUsed(*[HOSTILE] * 6),)),
         device=replace(report.device, name=HOSTILE, cpu=HOSTILE, governor=HOSTILE, packages={HOSTILE: HOSTILE}),
         settings=replace(report.settings, labels=(HOSTILE,)), state=replace(state, series=series, flags=(HOSTILE,), throttled=True),
         variants=tuple(replace(v, id=HOSTILE, failed=HOSTILE) for v in report.variants),
@@ -353,6 +353,12 @@ def test_terminal_lines_fit() -> None:
         assert max(map(len, text.splitlines())) <= 80
     assert to_text(make_comparison()).startswith("A gate failed: single-stream p99 +12 % (p99>+5%).")
     assert "single-stream  p90 12.7 (12.2–13.1) ms" in to_text(make_report())
+
+
+def test_the_terminal_names_what_is_missing_but_not_what_nobody_wanted() -> None:
+    report = replace(make_report(), not_measured={"state.power": "no counter", "cold": NOT_ASKED})
+    assert "Not measured: state.power. The report says why." in to_text(report)
+    assert "Not measured" not in to_text(replace(report, not_measured={"cold": NOT_ASKED}))
 
 
 def test_verdicts_in_words() -> None:

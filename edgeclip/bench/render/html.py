@@ -71,7 +71,7 @@ def _card(result: ScenarioResult, unit: str) -> str:
         )
     lines.append(tables.bound(result))
     if result.energy_j is not None:
-        lines.append(f"{number(result.energy_j)} J for each of the {unit}")
+        lines.append(f"{number(result.energy_j)} J a {unit.removesuffix('s')}")
     if result.mean_batch is not None:
         lines.append(f"{number(result.mean_batch)} queries share a call")
     return card(result.scenario, title, *lines, runs)

@@ -98,9 +98,9 @@ def of_matrix(matrix: Matrix) -> str:
     drawn = cells_plot(matrix)
     parts = [
         tag("h1", f"Latency of {text(matrix.bundle)}"),
-        facts([("bundle", matrix.bundle), *tables.device_facts(matrix.device)]),
         paragraph(said),
-        section("Cells", figure("Throughput and latency.", drawn, "High and left is better.") if drawn else "", table(compared.cells(matrix))),
+        section("Cells", figure("Throughput and latency.", drawn, "High and left is better. The last number of a name: pictures, or texts, in a call.") if drawn else "", table(compared.cells(matrix))),
+        section("On what", facts(tables.device_facts(matrix.device))),
     ]  # fmt: skip
     return page(f"Latency of {matrix.bundle}", "\n".join(parts))
 
@@ -122,5 +122,5 @@ def cells_plot(matrix: Matrix) -> str:
             name = (
                 f"{cell.variant.removeprefix('image-')} {cell.batch}" if len(done) <= 12 else str(cell.batch)
             )
-            plot.dot(ms, cell.throughput_per_s, colour(i), tip, name)
+            plot.dot(ms, cell.throughput_per_s, colour(i), tip, name, below=True)
     return plot.svg()

@@ -12,7 +12,7 @@ from edgeclip.bench.comparison import Comparison
 from edgeclip.bench.render import compared, tables
 from edgeclip.bench.render.grid import Grid
 from edgeclip.bench.render.words import clean
-from edgeclip.bench.report import Report
+from edgeclip.bench.report import NOT_ASKED, Report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,8 +43,8 @@ def of_report(report: Report, width: int) -> str:
             _print(out, grid)
     out.print()
     _facts(out, [*tables.memory(report), *tables.state(report)])
-    if report.not_measured:
-        out.print(f"Not measured: {clean(', '.join(report.not_measured))}. The report says why.")
+    if absent := [name for name, why in report.not_measured.items() if why != NOT_ASKED]:
+        out.print(f"Not measured: {clean(', '.join(absent))}. The report says why.")
     return _text(out)
 
 
@@ -96,7 +96,7 @@ def _facts(out: Console, facts: Sequence[tuple[str, str]]) -> None:
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in facts:
-        table.add_row(name, clean(text))
+        table.add_row(clean(name), clean(text))
     out.print(table)
 
 
