@@ -106,6 +106,12 @@ def check_settings(settings: Settings) -> None:
         raise InputError(
             f"max_seconds: expected at least min_seconds, {settings.min_seconds:g}, got {settings.max_seconds:g}."
         )
+    least = 10 / settings.max_seconds  # at 0.01/s it would wait for minutes, and say nothing
+    most = 1e7 / settings.min_seconds  # arrivals are drawn before: 80 MB of them
+    if 0 < settings.server_rate_per_s < least or settings.server_rate_per_s > most:
+        raise InputError(
+            f"server_rate_per_s: expected {least:.3g} to {most:.3g}, at least ten queries within max_seconds, got {settings.server_rate_per_s:g}."
+        )
     if not settings.batches or min(settings.batches) < 1:
         raise InputError(f"batches: expected numbers above 0, got {settings.batches}.")
     if min(settings.server_rate_per_s, settings.server_bound_ms) < 0 or settings.threads < 0:

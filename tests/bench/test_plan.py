@@ -65,6 +65,8 @@ def test_quick_is_expected_to_take_about_a_minute() -> None:
         ({"batches": ()}, r"batches: expected numbers above 0, got \(\)"),
         ({"batches": (1, 0)}, "batches: expected numbers above 0"),
         ({"server_rate_per_s": -1}, "server_rate_per_s"),
+        ({"server_rate_per_s": 0.01}, r"server_rate_per_s: expected 0\.333 to 8\.33e\+05, at least ten queries .*, got 0\.01"),
+        ({"server_rate_per_s": 1e9}, r"server_rate_per_s: expected 0\.333 to .*, got 1e\+09"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
