@@ -34,7 +34,7 @@ class Settings:
     min_seconds: float = 60.0  # of each scenario, warm-up apart
     min_queries: int = 1024  # of each scenario
     # fresh processes that a scenario's time is shared out to: each has its own layout in memory, which alone moves p50 by some percent
-    #: with ten of 6 s a slowdown by 10 % is found on recorded noise, with five it is not
+    # with ten of 6 s a slowdown by 10 % is found on recorded noise, with five it is not
     launches: int = 10
     # a scenario ends here even below `min_queries`, and says that its evidence is short
     max_seconds: float = 180.0
