@@ -81,7 +81,11 @@ def _scenario(result: ScenarioResult) -> str:
     title = f"Latencies: {result.scenario}"
     if result.latencies is None or not result.latencies.ms:
         return section(title, paragraph("Single latencies were not kept."))
-    pulse = " Dashed: the machine's own pulse, scaled; where it rises too, the machine was slower, not the bundle." if result.pulse else ""
+    pulse = (
+        " Dashed: the machine's own pulse, scaled; where it rises too, the machine was slower, not the bundle."
+        if result.pulse
+        else ""
+    )
     return section(
         title,
         side_by_side(
