@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from edgeclip.bench import cells, comparison, report
 from edgeclip.bench.cells import Matrix
 from edgeclip.bench.comparison import Comparison
-from edgeclip.bench.report import Report, ScenarioResult
+from edgeclip.bench.report import Pulse, Report, ScenarioResult
 from edgeclip.bundle.typed import from_json_value, short
 from edgeclip.errors import BundleError, InputError
 
@@ -161,11 +161,28 @@ def _check_lengths(found: Report, where: str) -> None:
                 f"{where}: {name}: expected lists of equal length, got {lengths}. Measure again."
             )
     for i, result in enumerate(found.scenarios):
-        for name, kept in (("latencies", result.latencies), ("pulse", result.pulse)):
-            if kept is not None and list(kept.starts) != sorted({p for p in kept.starts if p >= 0}):
-                raise InputError(
-                    f"{where}: scenarios[{i}]: {name}: starts: expected rising positions, got {short(kept.starts)}."
-                )
+        _check_scenario(result, f"{where}: scenarios[{i}]")
+
+
+def _check_scenario(result: ScenarioResult, where: str) -> None:
+    """Launches that hold something each, and figures that have logarithms."""
+    spread = result.latency
+    figures = [spread.mean_ms, spread.p50.ms, spread.p90.ms, spread.p99.ms, result.throughput_per_s]
+    launches = set()
+    for name, kept in (("latencies", result.latencies), ("pulse", result.pulse)):
+        if kept is None:
+            continue
+        count = len(kept.at_ms)
+        if list(kept.starts) != sorted({0, *(p for p in kept.starts if 0 <= p < count)}) or not count:
+            raise InputError(
+                f"{where}: {name}: starts: expected rising positions from 0 in a list of {count}, got {short(kept.starts)}."
+            )
+        launches.add(len(kept.starts))
+        figures += kept.us if isinstance(kept, Pulse) else kept.ms
+    if len(launches) > 1:
+        raise InputError(f"{where}: expected as many launches of pulse as of latencies. Measure again.")
+    if min(figures) <= 0:
+        raise InputError(f"{where}: expected durations and a throughput above 0. Measure again.")
 
 
 def _lists(found: Report) -> Iterator[tuple[str, tuple[tuple[Any, ...], ...]]]:
