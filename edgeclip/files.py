@@ -75,7 +75,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: `path` exists and `overwrite` is false, or cannot be made.
     """
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is there too
         raise InputError(f"{path}: already exists. Choose another place, or pass --overwrite to replace it.")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
-        if path.exists():
+        if os.path.lexists(path):
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             path.replace(retired / "old")
             scratch.replace(path)

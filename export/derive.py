@@ -63,13 +63,10 @@ def derive_bundle(
         changes: fields of the manifest to replace.
         record: what was done and on what evidence, appended to provenance["history"].
     Raises:
-        InputError: the output is there, is the bundle itself, or a new variant's id is taken.
+        InputError: the output is there, is the bundle itself or a folder around it, or a new variant's id is taken.
         CheckFailed: the result does not verify.
     """
-    if output.resolve() == bundle.root:
-        raise InputError(
-            f"{output}: is the bundle itself, and a bundle never changes. Choose another output."
-        )
+    bundle.keep_clear(output)
     kept = [variant for variant in bundle.manifest.variants if keep(variant)]
     taken = {variant.id for variant in kept}
     if clash := [one.variant.id for one in new if one.variant.id in taken]:

@@ -83,7 +83,7 @@ class Prompts:
         if len(templates) > 1:
             means = vectors.reshape(len(labels), len(templates), -1).mean(axis=1)
             vectors = np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
-        if self._capacity:
+        if len(vectors) <= self._capacity:
             self._last = (asked, vectors)
         return vectors
 

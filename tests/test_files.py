@@ -42,6 +42,12 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail_half_way(overwrite=True)
     assert (tmp_path / "out/file").read_text() == "1"
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "link"):
+        pytest.fail("a link that leads nowhere is there too")
+    with new_folder(tmp_path / "link", overwrite=True):
+        pass
+    (tmp_path / "link").rmdir()  # a folder now
     with new_folder(tmp_path / "out", overwrite=True) as scratch:
         (scratch / "file").write_text("2")
     assert (tmp_path / "out/file").read_text() == "2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -13,12 +14,12 @@ from statistics import median
 from time import perf_counter_ns
 from typing import Any, Literal
 
-from edgeclip.bench.fresh import in_fresh_process, takes_labels, task_of
+from edgeclip.bench.fresh import in_fresh_process, task_of
 from edgeclip.bench.opening import open_model
 from edgeclip.bench.report import ColdStart
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import TASKS
+from edgeclip.bench.tasks import TASKS, takes_labels
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.runtime import stages
 from edgeclip.runtime.labels import LabelPack
@@ -49,7 +50,9 @@ def measure_cold(bundle: Bundle, settings: Settings, inputs: Inputs) -> tuple[Co
         for _ in range(settings.cold_starts):
             for kind in kinds:
                 if kind == "empty caches":
-                    notes[kind] = drop_from_memory(bundle) or notes[kind]  # once: the share differs a little each time
+                    notes[kind] = (
+                        drop_from_memory(bundle) or notes[kind]
+                    )  # the last: they differ by a percent
                 given = pack if kind == "label pack" else None
                 runs[kind].append(_parts(in_fresh_process("cold", bundle, settings, inputs, given)))
     return tuple(_put_together(kind, runs[kind], notes[kind]) for kind in kinds)
@@ -79,7 +82,8 @@ def drop_from_memory(bundle: Bundle) -> list[str]:
     for path in paths:
         file = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(file)  # pages that are not written yet are not forgotten
+            with contextlib.suppress(OSError):  # some file systems that are only read have nothing to flush
+                os.fsync(file)  # pages that are not written yet are not forgotten
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)

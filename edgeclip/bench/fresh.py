@@ -23,7 +23,7 @@ from edgeclip.bench.child import program
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import TASKS, Task, open_task, unit_of
+from edgeclip.bench.tasks import TASKS, Task, open_task
 from edgeclip.bundle import Bundle
 from edgeclip.bundle.typed import from_json_value
 from edgeclip.errors import EdgeClipError, EngineError
@@ -75,12 +75,6 @@ def in_fresh_process(
     if "error" in found:
         raise getattr(errors, found["error"])(found["message"])
     return {**found, "started_ns": started_ns}
-
-
-def takes_labels(task: str) -> bool:
-    """Whether the task's results are labels, whose vectors a pack may bring. Raises InputError for no such task."""
-    unit_of(task)
-    return hasattr(import_module(TASKS[task]), "labels_of")
 
 
 def task_of(model: Model, settings: Settings, inputs: Inputs, pack: Path | None) -> Task:

@@ -18,13 +18,12 @@ from typing import Any
 from edgeclip.bench.cells import Cell, Matrix
 from edgeclip.bench.cold import label_pack
 from edgeclip.bench.device import describe_device
-from edgeclip.bench.fresh import takes_labels
 from edgeclip.bench.matrix_cell import Asked, Found, measure_cell
 from edgeclip.bench.plan import PROCESS_S, Tell, silent
 from edgeclip.bench.report import Device
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import unit_of
+from edgeclip.bench.tasks import takes_labels, unit_of
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.typed import from_json_value
 from edgeclip.errors import BundleError, EngineError, InputError

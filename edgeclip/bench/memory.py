@@ -11,11 +11,12 @@ from typing import Any
 
 from edgeclip.bench.cold import label_pack
 from edgeclip.bench.device import nvml
-from edgeclip.bench.fresh import CALLS, in_fresh_process, takes_labels, task_of
+from edgeclip.bench.fresh import CALLS, in_fresh_process, task_of
 from edgeclip.bench.opening import open_model
 from edgeclip.bench.report import Memory
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
+from edgeclip.bench.tasks import takes_labels
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.runtime.memory import PROCESS_BYTES, estimate_memory
 from edgeclip.runtime.towers import Tower

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil, log2
+from math import ceil, inf, log2
 
 from edgeclip.bench.settings import PARTS, SCENARIOS, Part, ScenarioName, Settings
-from edgeclip.bench.tasks import unit_of
+from edgeclip.bench.tasks import takes_labels, unit_of
 from edgeclip.errors import InputError
 
 Tell = Callable[[str, float], None]  # what is being done, seconds left until the end
@@ -87,7 +87,11 @@ def share(settings: Settings, k: int, launches: int) -> Settings:
 
 def check_settings(settings: Settings) -> None:
     """Refuse what cannot be measured, before anything is opened. Raises InputError."""
-    unit_of(settings.task)
+    unit = unit_of(settings.task)
+    if settings.labels and unit == "picture" and not takes_labels(settings.task):
+        raise InputError(
+            f"labels: task {settings.task!r} has no use for them. Drop --labels, or choose --task classify."
+        )
     for what, given, known in (
         ("scenario", settings.scenarios, SCENARIOS),
         ("part", settings.parts, PARTS),
@@ -100,7 +104,7 @@ def check_settings(settings: Settings) -> None:
         "min_seconds", "max_seconds", "part_seconds", "min_queries", "launches", "multi_stream_samples", "offline_batch",
         "server_batch", "cold_starts", "index_size",
     ):  # fmt: skip
-        if not getattr(settings, name) > 0:
+        if not 0 < getattr(settings, name) < inf:
             raise InputError(f"{name}: expected a number above 0, got {getattr(settings, name)}.")
     if settings.max_seconds < settings.min_seconds:
         raise InputError(
@@ -114,5 +118,11 @@ def check_settings(settings: Settings) -> None:
         )
     if not settings.batches or min(settings.batches) < 1:
         raise InputError(f"batches: expected numbers above 0, got {settings.batches}.")
-    if min(settings.server_rate_per_s, settings.server_bound_ms) < 0 or settings.threads < 0:
-        raise InputError("server_rate_per_s, server_bound_ms and threads: expected 0 or more.")
+    for name in ("server_rate_per_s", "server_bound_ms", "threads"):
+        if not 0 <= getattr(settings, name) < inf:
+            raise InputError(f"{name}: expected 0 or more, got {getattr(settings, name)}.")
+    for name in ("server_rate_per_s", "server_bound_ms"):
+        if getattr(settings, name) and "server" not in settings.scenarios:
+            raise InputError(
+                f"{name}: is of the scenario server, which is not asked for. Add --scenario server."
+            )

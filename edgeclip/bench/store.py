@@ -107,7 +107,7 @@ def _file_name(report: Report, text: str) -> str:
     """Sorts by time; two reports of one second differ by their digest."""
     try:
         when = datetime.fromisoformat(report.created.replace("Z", "+00:00")).astimezone(timezone.utc)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # or in a year that has no UTC
         raise InputError(
             f"report: created: expected a time such as 2026-01-31T12:00:00+00:00, got {report.created[:40]!r}."
         ) from error

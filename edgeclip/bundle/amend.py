@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.bundle.store import Bundle, seal
-from edgeclip.errors import CheckFailed, InputError
+from edgeclip.errors import CheckFailed
 from edgeclip.files import new_folder, write_file
 
 
@@ -22,13 +22,10 @@ def amend(
         files: by name; none that the bundle has already.
         changes: fields of the manifest to replace.
     Raises:
-        InputError: the output is there, or is the bundle itself.
+        InputError: the output is there, or is the bundle itself or a folder around it.
         CheckFailed: a file of the bundle does not match its hash, and would be sealed as if it did.
     """
-    if output.resolve() == bundle.root:
-        raise InputError(
-            f"{output}: is the bundle itself, and a bundle never changes. Choose another output."
-        )
+    bundle.keep_clear(output)
     with new_folder(output, overwrite=overwrite) as scratch:
         for name in bundle.manifest.files:
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgeclip.bundle.manifest import FileEntry, Manifest, Variant
-from edgeclip.errors import BundleError, CheckFailed
+from edgeclip.errors import BundleError, CheckFailed, InputError
 from edgeclip.files import cache_folder, new_folder, sha256_file, write_file
 
 MANIFEST = "bundle.json"
@@ -36,6 +36,15 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.root}: the manifest lists no file {name!r}.")
         return self.root / name
+
+    def keep_clear(self, output: Path) -> None:
+        """Raise InputError for an output that would replace this bundle: itself, or a folder around it."""
+        place = output.resolve()
+        if self.root.is_relative_to(place):
+            what = "is" if place == self.root else "holds"
+            raise InputError(
+                f"{output}: {what} the bundle itself, and a bundle never changes. Choose another output."
+            )
 
     @property
     def spec(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
@@ -241,6 +242,9 @@ def emit(record: dict[str, Any]) -> None:
 def say(message: str) -> None:
     """One note, on one line of stderr."""
     line = "edgeclip: " + " ".join(line.strip() for line in message.splitlines())
+    line = re.sub(
+        r"[\x00-\x1f\x7f-\x9f]", "\ufffd", line
+    )  # a name from a file may hold what a terminal obeys
     sys.stderr.write(line + "\n")  # not click.echo: it would write into a progress bar instead of above it
 
 

@@ -173,6 +173,8 @@ def _print(record: dict[str, Any]) -> None:
 
 
 def _print_reports(reports: list[dict[str, Any]]) -> None:
+    from edgeclip.bench.render.words import clean
+
     for one in reports:
         figures = (
             [f"p50 {one['p50_ms']:.3g} ms, p90 {one['p90_ms']:.3g} ms"] if one["p50_ms"] is not None else []
@@ -184,10 +186,11 @@ def _print_reports(reports: list[dict[str, Any]]) -> None:
             if one["engine"]
             else "no scenario"
         )
-        console().print(
+        line = (
             f"report{'' if one['where'] == 'bundle' else ' (local)'}: {one['created'][:16]} on {one['device']}, {one['task']}, {ran}: "
             + ", ".join(figures)
         )
+        console().print(clean(line))
 
 
 def _size(size: int) -> str:

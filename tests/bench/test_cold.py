@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -117,6 +118,17 @@ def test_files_are_forgotten(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
     read()
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: None)
     assert "of the bundle may have stayed in memory" in drop_from_memory(bundle)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="posix_fadvise as Linux takes it")
+def test_a_file_system_without_flushing_is_no_failure(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: int) -> None:
+        raise OSError(errno.EINVAL, "squashfs, as fsync(2) has it")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    drop_from_memory(bundle)
 
 
 def test_a_system_that_cannot_forget_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,10 @@ def test_quick_is_expected_to_take_about_a_minute() -> None:
         ({"server_rate_per_s": -1}, "server_rate_per_s"),
         ({"server_rate_per_s": 0.01}, r"server_rate_per_s: expected 0\.333 to 8\.33e\+05, at least ten queries .*, got 0\.01"),
         ({"server_rate_per_s": 1e9}, r"server_rate_per_s: expected 0\.333 to .*, got 1e\+09"),
+        ({"server_rate_per_s": float("nan")}, "server_rate_per_s: expected 0 or more, got nan"),
+        ({"min_seconds": float("inf"), "max_seconds": float("inf")}, "min_seconds: expected a number above 0, got inf"),
+        ({"server_bound_ms": 50, "scenarios": ("offline",)}, "server_bound_ms: is of the scenario server"),
+        ({"task": "embed", "labels": ("a cat",)}, "labels: task 'embed' has no use for them"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:

@@ -79,6 +79,18 @@ def test_file_is_readable() -> None:
     assert json.loads(TEXT)["device"]["cpu_flags"] == ["avx2", "avx512f", "avx512_vnni"]
 
 
+def test_what_is_nested_too_deep_to_walk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 and newer parse some thousand levels more than Python's own functions can walk."""
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    monkeypatch.setattr(
+        json, "loads", lambda text: {"format": "edgeclip.bench", "version": [1, 0], "x": deep}
+    )
+    with pytest.raises(InputError, match="x: nested too deep"):
+        parse(Report, "", "x")
+
+
 def test_hostile_names_are_written() -> None:
     name = 'a"b\\c\n\x1b[31m\udcff</script>é'
     report = make_report()
@@ -102,6 +114,7 @@ def test_hostile_names_are_written() -> None:
         (lambda d: d.update(seconds="4"), "seconds: expected float, got '4'"),
         (lambda d: d.update(seconds=math.nan), "seconds: expected a finite number, got nan"),
         (lambda d: d.update(seconds=10**400), "seconds: expected a finite number, got 1000"),
+        (lambda d: d.update(seconds=1e300), r"seconds: expected a finite number, got 1e\\+300"),
         (lambda d: d["scenarios"][0]["latencies"]["ms"].append(math.inf), r"ms\[600\]: expected a finite"),
         (lambda d: d["scenarios"][0]["latencies"]["ms"].append(1.0), "lists of equal length, got 600, 601"),
         (lambda d: d["scenarios"][1]["pulse"]["us"].pop(), r"scenarios\[1\]: pulse: expected lists of equal"),

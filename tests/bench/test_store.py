@@ -113,12 +113,23 @@ def test_reports_of_something_else_are_refused(toy: Bundle, tmp_path: Path) -> N
         attach(toy, replace(report, subject=replace(report.subject, towers=(tower,))), output)
     with pytest.raises(InputError, match="is the bundle itself"):
         attach(toy, report, toy.root, overwrite=True)
+    with pytest.raises(InputError, match="holds the bundle itself"):
+        attach(toy, report, tmp_path, overwrite=True)  # it would go, and everything beside it
+    assert toy.root.is_dir()
     made = attach(toy, report, output)
     with pytest.raises(InputError, match="already exists"):
         attach(toy, report, output)
     with pytest.raises(InputError, match="holds this report already"):
         attach(made, report, tmp_path / "again")
     assert attach(toy, report, output, overwrite=True) == made
+
+
+@pytest.mark.parametrize(
+    "created", ["yesterday", "../../x", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]
+)
+def test_a_time_that_names_no_file_is_refused(toy: Bundle, tmp_path: Path, created: str) -> None:
+    with pytest.raises(InputError, match="report: created: expected a time"):
+        attach(toy, replace(report_of(toy), created=created), tmp_path / "with")
 
 
 def test_damage_is_not_sealed_as_if_it_were_whole(toy: Bundle, tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ def test_a_bundle_called_like_a_verb(
         (["bench", "nano", "--engine", "a", "--require", "b"], "--engine a and --require b: expected one of them."),
         (["bench", "nano", "--scenario", "none", "--skip", "all"], "nothing to measure"),
         (["bench", "nano", "--max-seconds", "1"], "max_seconds: expected at least min_seconds, 60, got 1."),
+        (["bench", "nano", "--bound", "50", "--scenario", "offline", "--skip", "all", "--quick"], "server_bound_ms: is of the scenario server"),
+        (["bench", "nano", "--labels", ""], "no labels. Pass --labels"),
         (["bench", "/no/such"], "/no/such: no such bundle."),
         (["bench", "nano", "-o", "/"], "/: expected the name of a file"),
         (["bench", "nano", "-o", "x", "--html", "./x"], "x: two results would be written to the same file."),
@@ -357,6 +359,20 @@ def test_attach_and_inspect(toy: Path, tmp_path: Path, edgeclip: Edgeclip) -> No
     )
     again = edgeclip("bench", "attach", tmp_path / "r.json", toy, "-o", tmp_path / "with")
     assert (again.code, "already exists" in again.line) == (2, True)
+
+
+def test_a_terminal_obeys_no_report(toy: Path, tmp_path: Path, edgeclip: Edgeclip) -> None:
+    report = report_of(toy)
+    (tmp_path / "r.json").write_text(
+        to_json(replace(report, device=replace(report.device, name="Orin\x1b[2J")))
+    )
+    edgeclip("bench", "attach", tmp_path / "r.json", toy, "-o", tmp_path / "with")
+    shown = edgeclip("inspect", tmp_path / "with").out
+    assert " on Orin\ufffd[2J, " in shown
+    assert "\x1b" not in shown
+    assert edgeclip("bench", "show", "a\x1b[2J.json").line.startswith(
+        "edgeclip: a\ufffd[2J.json: cannot be read"
+    )
 
 
 def test_inspect_lists_local_reports(asked: list[Any], toy: Path, edgeclip: Edgeclip) -> None:

@@ -44,6 +44,11 @@ def unit_of(name: str) -> Unit:
     return unit
 
 
+def takes_labels(name: str) -> bool:
+    """Whether the task's results are labels, whose vectors a pack may bring. Raises InputError for no such task."""
+    return hasattr(_module(name), "labels_of")
+
+
 def open_task(name: str, model: Model, inputs: Inputs, settings: Settings) -> Task:
     """Get a task ready.
 
