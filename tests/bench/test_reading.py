@@ -114,7 +114,7 @@ def test_hostile_names_are_written() -> None:
         (lambda d: d.update(seconds="4"), "seconds: expected float, got '4'"),
         (lambda d: d.update(seconds=math.nan), "seconds: expected a finite number, got nan"),
         (lambda d: d.update(seconds=10**400), "seconds: expected a finite number, got 1000"),
-        (lambda d: d.update(seconds=1e300), r"seconds: expected a finite number, got 1e\\+300"),
+        (lambda d: d.update(seconds=1e300), r"seconds: expected a finite number, got 1e.300"),
         (lambda d: d["scenarios"][0]["latencies"]["ms"].append(math.inf), r"ms\[600\]: expected a finite"),
         (lambda d: d["scenarios"][0]["latencies"]["ms"].append(1.0), "lists of equal length, got 600, 601"),
         (lambda d: d["scenarios"][1]["pulse"]["us"].pop(), r"scenarios\[1\]: pulse: expected lists of equal"),
