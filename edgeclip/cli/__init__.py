@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -135,6 +136,8 @@ def _usage(error: click.ClickException) -> int:
 
 def main() -> None:
     """Entry point of the `edgeclip` program."""
+    # a job that is cancelled cleans up, and ends the processes that it measures in
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name that is no Unicode is shown, not fatal
             stream.reconfigure(errors="backslashreplace")

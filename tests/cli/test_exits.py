@@ -127,3 +127,18 @@ def test_output_is_whole_or_the_old_one(
     )
     assert output.read_bytes() == before
     assert [path.name for path in output.parent.iterdir()] == ["x.npz"]
+
+
+def test_one_that_is_terminated_cleans_up() -> None:
+    """Else the processes that `bench` measures in would go on for minutes."""
+    code = (
+        "import os, subprocess, sys, edgeclip.cli as c\n"
+        "def run():\n"
+        "    line = f'import os, time; os.kill({os.getpid()}, 15); time.sleep(3)'\n"
+        "    try: subprocess.run([sys.executable, '-c', line])\n"
+        "    finally: print('cleaned up')\n"
+        "c.run = run\n"
+        "c.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "cleaned up\n"), done.stderr
