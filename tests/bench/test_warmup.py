@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import count
 
+import numpy as np
 import pytest
 
 from edgeclip.bench import warmup
-from edgeclip.bench.warmup import warm_up
+from edgeclip.bench.warmup import agree, warm_up
 from tests.mutants import broken
 
 MS = 1_000_000
@@ -83,11 +84,31 @@ def test_every_window_makes_the_same_queries_so_that_pictures_do_not_pass_for_no
     assert machine.seen.count(0) >= 3
 
 
+@pytest.mark.parametrize("spread", [0.05, 0.1])
+def test_noise_is_no_trend(spread: float) -> None:
+    """Of 40 launches on a machine with noise nearly all are warm at once, and nearly none while it still grows faster."""
+    at_once, at_the_end = 0, 0
+    for seed in range(40):
+        noise = np.exp(spread * np.random.default_rng(seed).standard_normal(20_000))
+        found, _ = Machine(lambda k, i, noise=noise: 6 * noise[k] ** 3).warm()
+        at_once += found.steady and found.seconds < 1.8
+        found, _ = Machine(lambda k, i, noise=noise: 6 * (1 + 9 * 0.97**k) * noise[k]).warm()
+        at_the_end += 9 * 0.97**found.queries < 0.1
+    assert at_once >= 38
+    assert at_the_end >= 36
+
+
+def test_windows_that_agree_within_two_percent_do_so_without_noise_too() -> None:
+    assert agree([100] * 5, [101] * 5)
+    assert not agree([100] * 5, [104] * 5)
+    assert not agree([104] * 5, [100] * 5)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "machine"),
     [
         ("len(window) >= WINDOW_QUERIES and ", "", Machine(lambda k, i: 400)),
-        ("<= STEADY * first", "<= 0.2 * first", Machine(lambda k, i: 10 + 30 * 0.99**k)),
+        ("settled(windows)", "True", Machine(lambda k, i: 10 + 30 * 0.99**k)),
         ("for samples in draws():", "for samples in kept:", Machine(lambda k, i: 5 + i % 40)),
         ("queries >= 2 and ", "", Machine(lambda k, i: 40_000)),
     ],
