@@ -211,7 +211,7 @@ def called(a: Report, b: Report) -> tuple[str, str]:
         lambda r: r.device.name,
         lambda r: r.created,
     ]
-    more = [part for part in parts[1:] if part(a) != part(b)][:2]
+    more = [part for part in parts[1:] if part(a) != part(b)][:1]
     one, other = (" · ".join(part(r) for part in (parts[0], *more)) for r in (a, b))
     return (one, other) if one != other else (f"{one} (A)", f"{other} (B)")
 

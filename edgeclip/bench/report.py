@@ -67,7 +67,7 @@ class Warmup:
 
     queries: int
     seconds: float
-    steady: bool  # the medians had settled when it ended
+    steady: bool  # the medians had settled when it ended, in three of four launches at least
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,9 @@ def test_planted_faults_are_caught(monkeypatch):
 
 def test_the_time_that_is_left_is_of_all_scenarios():
     left = []
-    both = preset("quick", scenarios=("single-stream", "offline"), min_seconds=10.0, max_seconds=1e-9, launches=3)
+    both = preset(
+        "quick", scenarios=("single-stream", "offline"), min_seconds=10.0, max_seconds=1e-9, launches=3
+    )
     compare_live("nano", "nano", both, TEXTS, tell=lambda what, s: left.append(s), start=Machine(0).start)
     assert len(left) == 12
     assert left == sorted(left, reverse=True)

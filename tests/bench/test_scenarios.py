@@ -406,6 +406,15 @@ def three(counts=(300, 200, 500)):
     return found
 
 
+def test_one_restless_launch_of_four_leaves_a_note_and_no_doubt() -> None:
+    calm, *_ = three()
+    warm, cold = (replace(calm, warmup=replace(calm.warmup, steady=steady)) for steady in (True, False))
+    found = merge([warm, cold, warm, warm], range(4))
+    assert (found.warmup.steady, len(found.notes)) == (True, len(calm.notes) + 1)
+    assert not merge([warm, cold, cold, warm], range(4)).warmup.steady
+    assert merge([warm] * 4, range(4)).notes == calm.notes
+
+
 def test_launches_are_one_result_over_all_of_their_queries() -> None:
     parts = three()
     begun = [7_000 * MS, 19_000 * MS, 31_500 * MS]
@@ -418,6 +427,7 @@ def test_launches_are_one_result_over_all_of_their_queries() -> None:
     np.testing.assert_allclose(points, np.percentile(ms, [50, 90, 99]))
     assert found.early_stopping == estimate(sorted(ms), 90)
     assert (found.warmup.queries, found.warmup.seconds, found.warmup.steady) == (33, 3.0, False)
+    assert found.notes[-1] == "latencies had not settled after the warm-up of 1 of 3 launches"
     kept = found.latencies
     assert (kept.every, kept.starts, len(kept.ms)) == (1, (0, 300, 500), 1000)
     assert [kept.at_ms[start] for start in kept.starts] == [0, 12_000, 24_500]

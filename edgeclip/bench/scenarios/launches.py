@@ -13,6 +13,8 @@ from edgeclip.bench.early_stopping import estimate
 from edgeclip.bench.report import MOST_KEPT, Latencies, Pulse, ScenarioResult, Warmup
 from edgeclip.bench.statistics import spread
 
+RESTLESS = 0.25  # share of the launches that may begin before latencies have settled: others come and go on a shared machine
+
 
 def merge(results: Sequence[ScenarioResult], begun_ns: Sequence[int]) -> ScenarioResult:
     """Put launches together: percentiles and early stopping over all of their queries, times as they followed each other.
@@ -36,6 +38,8 @@ def merge(results: Sequence[ScenarioResult], begun_ns: Sequence[int]) -> Scenari
     samples = sum(one.samples for one in results)
     step = ceil(len(ms) / MOST_KEPT)
     starts = [0, *accumulate(len(one.ms) for one in known[:-1])]
+    restless = sum(not one.warmup.steady for one in results)
+    settling = [f"latencies had not settled after the warm-up of {restless} of {len(results)} launches"]
     return replace(
         first,
         launches=len(results),
@@ -46,7 +50,7 @@ def merge(results: Sequence[ScenarioResult], begun_ns: Sequence[int]) -> Scenari
         warmup=Warmup(
             queries=sum(one.warmup.queries for one in results),
             seconds=sum(one.warmup.seconds for one in results),
-            steady=all(one.warmup.steady for one in results),
+            steady=restless <= len(results) * RESTLESS,
         ),
         latency=spread(ms, at_ms, starts),
         early_stopping=first.early_stopping
@@ -60,7 +64,7 @@ def merge(results: Sequence[ScenarioResult], begun_ns: Sequence[int]) -> Scenari
         ),
         pulse=_pulse([one.pulse for one in results], offsets),
         enough=all(one.enough for one in results),
-        notes=tuple(dict.fromkeys(note for one in results for note in one.notes)),
+        notes=(*dict.fromkeys(note for one in results for note in one.notes), *settling[: bool(restless)]),
     )
 
 
