@@ -85,7 +85,13 @@ class Preprocessor:
         stages.end("preprocess", begun)
 
     def _into(
-        self, source: Picture, slot: NDArray[Any], color: Color, where: str, helpers: Executor | None, parts: int
+        self,
+        source: Picture,
+        slot: NDArray[Any],
+        color: Color,
+        where: str,
+        helpers: Executor | None,
+        parts: int,
     ) -> None:
         image, layout, box = self._open(source, color, where)
         height, width = self.spec.size
