@@ -7,7 +7,6 @@ as nothing.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from base64 import b64decode, b64encode
@@ -18,8 +17,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Literal
 
-from edgeclip import errors
-from edgeclip.bench.child import program
+from edgeclip.bench.child import accepted, answers, program, refusal
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
@@ -71,10 +69,7 @@ def in_fresh_process(
         )
     if done.returncode:
         raise RuntimeError(f"a fresh process failed: {done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    if "error" in found:
-        raise getattr(errors, found["error"])(found["message"])
-    return {**found, "started_ns": started_ns}
+    return {**accepted(json.loads(done.stdout)), "started_ns": started_ns}
 
 
 def task_of(model: Model, settings: Settings, inputs: Inputs, pack: Path | None) -> Task:
@@ -101,13 +96,11 @@ def answer(request: Mapping[str, Any], begun_ns: int, imported_ns: int) -> dict[
     try:
         found = measure(request["bundle"], settings, inputs, pack)
     except EdgeClipError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return refusal(error)
     return {**found, "begun_ns": begun_ns, "imported_ns": imported_ns}
 
 
 def main(begun_ns: int, imported_ns: int) -> None:
-    """The child: a request on stdin, its answer on stdout; what libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    json.dump(answer(json.loads(sys.stdin.buffer.read()), begun_ns, imported_ns), answers)
-    answers.close()
+    """The child: a request on stdin, its answer on stdout."""
+    with answers() as stream:
+        json.dump(answer(json.loads(sys.stdin.buffer.read()), begun_ns, imported_ns), stream)

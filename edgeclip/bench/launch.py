@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 
-from edgeclip import errors
 from edgeclip.bench.between import Between
-from edgeclip.bench.child import program
+from edgeclip.bench.child import accepted, answers, program, refusal
 from edgeclip.bench.opening import Used, open_model, used
 from edgeclip.bench.pulse import Pulses
 from edgeclip.bench.report import PictureSet, ScenarioResult
@@ -84,10 +82,7 @@ def launch(
         )
     if done.returncode:
         raise RuntimeError(f"edgeclip.bench.launch: {done.stderr.decode(errors='replace')}")
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        raise getattr(errors, answer["error"])(answer["message"])
-    return from_json_value(Launched, answer, "launch")
+    return from_json_value(Launched, accepted(json.loads(done.stdout)), "launch")
 
 
 def _signal(number: int) -> str:
@@ -110,7 +105,7 @@ def answer_to(raw: bytes) -> str:
     try:
         found = _measure(request, Inputs(tuple(pictures), request.texts, request.facts), warned.lines)
     except EdgeClipError as error:
-        return json.dumps({"error": type(error).__name__, "message": str(error)})
+        return json.dumps(refusal(error))
     finally:
         logging.getLogger("edgeclip").removeHandler(warned)
     return json.dumps(asdict(found))
@@ -154,11 +149,9 @@ class _Warned(logging.Handler):
 
 
 def main() -> None:
-    """The child: stdin to stdout. What libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """The child: stdin to stdout."""
     try:
-        answers.write(answer_to(sys.stdin.buffer.read()))
+        with answers() as stream:
+            stream.write(answer_to(sys.stdin.buffer.read()))
     except KeyboardInterrupt:
         sys.exit(130)  # the parent was interrupted as well, and says so
-    answers.close()

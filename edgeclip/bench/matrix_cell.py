@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgeclip.bench.between import Nothing
-from edgeclip.bench.child import program
+from edgeclip.bench.child import answers, program
 from edgeclip.bench.fresh import task_of
 from edgeclip.bench.memory import resident
 from edgeclip.bench.opening import open_model
@@ -150,12 +149,10 @@ def _read_back(model: Model, asked: Asked) -> str:
 
 
 def main() -> None:
-    """The child: stdin to stdout. What libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """The child: stdin to stdout."""
     with contextlib.suppress(
         OSError
     ):  # where memory ends, the kernel should end this process and not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
-    json.dump(answer_to(sys.stdin.buffer.read()), answers)
-    answers.close()
+    with answers() as stream:
+        json.dump(answer_to(sys.stdin.buffer.read()), stream)

@@ -7,7 +7,6 @@ samples. stdout: a line for each, ns of every query; the first tells what ran, o
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,8 +17,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Any
 
-from edgeclip import errors
-from edgeclip.bench.child import program
+from edgeclip.bench.child import accepted, answers, program, refusal
 from edgeclip.bench.opening import Used, open_model, used
 from edgeclip.bench.report import PictureSet
 from edgeclip.bench.samples import Inputs
@@ -106,19 +104,16 @@ class Side:
                 )
             self._errors.seek(0)
             raise RuntimeError(f"{self.bundle}: {self._errors.read().decode(errors='replace')}")
-        answer = json.loads(line)
-        if isinstance(answer, dict) and "error" in answer:
-            raise getattr(errors, answer["error"])(answer["message"])
-        return answer
+        return accepted(json.loads(line))
 
 
-def serve(requests: IO[bytes], answers: IO[str]) -> None:
+def serve(requests: IO[bytes], stream: IO[str]) -> None:
     """The child's end, until its stdin is closed."""
     from edgeclip.bench.scenarios.loop import settled
     from edgeclip.bench.tasks import open_task
 
     def answer(value: Any) -> None:
-        print(json.dumps(value), file=answers, flush=True)
+        print(json.dumps(value), file=stream, flush=True)
 
     request = from_json_value(Request, json.loads(requests.readline()), "request")
     pictures = tuple(requests.read(size) for size in request.sizes)
@@ -133,7 +128,7 @@ def serve(requests: IO[bytes], answers: IO[str]) -> None:
                 for line in requests:
                     answer(timed_turn(task.query, json.loads(line)))
     except EdgeClipError as error:
-        answer({"error": type(error).__name__, "message": str(error)})
+        answer(refusal(error))
 
 
 def timed_turn(query: Any, queries: Queries) -> list[int]:
@@ -153,10 +148,8 @@ def _open(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 def main() -> None:
-    """stdin to stdout. What libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """stdin to stdout."""
     try:
-        serve(sys.stdin.buffer, answers)
+        serve(sys.stdin.buffer, answers())
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)  # the parent was interrupted, and says so
