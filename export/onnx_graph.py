@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 import torch
@@ -16,11 +16,16 @@ from edgeclip.export.passes import PASSES, Pass, PassReport
 from edgeclip.export.targets import PORTABLE, Flavour
 from edgeclip.export.towers import TracedTower
 
-_BATCH = torch.export.Dim("N", min=1, max=1 << 16)
+_RANGES = {name: torch.export.Dim(name, min=1, max=1 << 16) for name in ("N", "R", "P", "B")}
 # What a graph must not hold, unless its tower expects so many: a norm taken apart loses its fp32 accumulation, a
 # BatchNormalization was left unfolded.
 _FORBIDDEN = ("ReduceMean", "Pow", "BatchNormalization", "Dropout", "IsNaN", "Loop", "If", "Scan")
-_DTYPES = {"float32": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "uint8": ir.DataType.UINT8}
+_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "int32": ir.DataType.INT32,
+    "uint8": ir.DataType.UINT8,
+    "bool": ir.DataType.BOOL,
+}
 
 
 def trace(
@@ -40,12 +45,12 @@ def capture(tower: TracedTower) -> ir.Model:
         try:
             program = torch.onnx.export(
                 tower.module.eval(),
-                (tower.example,),
+                tower.examples,
                 dynamo=True,
                 opset_version=PORTABLE.opset,
-                input_names=[tower.input.name],
-                output_names=[tower.output.name],
-                dynamic_shapes=(_dynamic(tower),),
+                input_names=[port.name for port in tower.inputs],
+                output_names=[port.name for port in tower.outputs],
+                dynamic_shapes=tuple(_dynamic(tower)),
                 verbose=False,
             )
         finally:
@@ -76,11 +81,15 @@ def write(
     return model, reports
 
 
-def _dynamic(tower: TracedTower) -> dict[int, object]:
-    """Axis -> its range. The batch has no upper end; the length ends where the position embedding does."""
-    length = tower.example.shape[1]
-    ranges = {"N": _BATCH, "L": torch.export.Dim("L", min=1, max=length)}
-    return {axis: ranges[size] for axis, size in enumerate(tower.input.shape) if isinstance(size, str)}
+def _dynamic(tower: TracedTower) -> Iterator[dict[int, object]]:
+    """Axis -> its range, of each input. The batch and numbers of boxes or prompts have no upper end; a text's length ends where the position embedding does."""
+    ranges: dict[str, object] = dict(_RANGES)
+    for port, example in zip(tower.inputs, tower.examples, strict=True):
+        for axis, size in enumerate(port.shape):
+            if size == "L":
+                ranges[size] = torch.export.Dim("L", min=1, max=example.shape[axis])
+    for port in tower.inputs:
+        yield {axis: ranges[size] for axis, size in enumerate(port.shape) if isinstance(size, str)}
 
 
 def count(model: ir.Model) -> dict[str, int]:
@@ -98,10 +107,15 @@ def count(model: ir.Model) -> dict[str, int]:
 def check(model: ir.Model, tower: TracedTower, flavour: Flavour) -> None:
     """Raise CheckFailed unless the graph is what the tower promised: ports, opset, operators, every weight read once."""
     where = f"{tower.kind} tower ({flavour.attention})"
-    for port, value in ((tower.input, model.graph.inputs[0]), (tower.output, model.graph.outputs[0])):
-        _check_port(where, port, value)
-    if len(model.graph.inputs) != 1 or len(model.graph.outputs) != 1:
-        raise CheckFailed(f"{where}: expected one input and one output, the exporter made more.")
+    for what, ports, values in (
+        ("inputs", tower.inputs, model.graph.inputs),
+        ("outputs", tower.outputs, model.graph.outputs),
+    ):
+        if len(ports) != len(values):
+            names = ", ".join(str(value.name) for value in values)
+            raise CheckFailed(f"{where}: expected {len(ports)} {what}, the graph has {names}.")
+        for port, value in zip(ports, values, strict=True):
+            _check_port(where, port, value)
     if model.opset_imports != {"": flavour.opset} or any(node.domain for node in model.graph):
         raise CheckFailed(
             f"{where}: expected only standard operators of opset {flavour.opset}, got {model.opset_imports}."

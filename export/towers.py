@@ -33,7 +33,8 @@ from edgeclip.models.t5 import T5Tower
 from edgeclip.models.text_encoder import TextEncoderTower
 from edgeclip.models.timm_tower import TimmTower
 
-Kind = Literal["image", "text"]
+Kind = Literal["image", "text", "detector", "tokens", "regions", "grounding"]
+KINDS: tuple[Kind, ...] = ("image", "text", "detector", "tokens", "regions", "grounding")
 
 # Tower class -> its traceable form: (tower) -> (module without the norm of its rows, operators expected in its graph). Those
 # expected are counted exactly; "attentions" among them says that the tower has two flavours.
@@ -80,17 +81,16 @@ class TracedTower:
 
     kind: Kind
     module: nn.Module
-    example: Tensor  # a batch of two
-    input: Port
-    output: Port
+    examples: tuple[Tensor, ...]  # a batch of two, in the order of `inputs`
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]  # in the order in which the module gives them
     expected: Mapping[str, int]  # what its graph must hold, see onnx_graph.count
     flavours: tuple[Flavour, ...]
 
 
 def towers_of(source: Source) -> tuple[Kind, ...]:
     """The towers that a source has."""
-    kinds: tuple[Kind, ...] = ("image", "text")
-    return tuple(kind for kind in kinds if getattr(source.model, kind, None) is not None)
+    return tuple(kind for kind in KINDS if getattr(source.model, kind, None) is not None)
 
 
 def tower_of(
@@ -127,7 +127,7 @@ def tower_of(
         chosen = [Flavour("none", PORTABLE.opset, PORTABLE.ir_version, PORTABLE.requires)]
     output = Port("embeddings", "float32", ("N", source.embedding_dim))
     module = UnitRows(traceable).eval()
-    return TracedTower(kind, module, example, port, output, expected, tuple(chosen))
+    return TracedTower(kind, module, (example,), (port,), (output,), expected, tuple(chosen))
 
 
 def check_merging(source: Source) -> None:

@@ -105,7 +105,7 @@ def write_tower(
     for form, axes, requires, _ in models:
         name = axes.name(kind)
         paths = tuple(f"{GRAPHS}/{file}" for file in files[name])
-        made.variants.append(Variant(name, kind, axes, paths, (form.input,), (form.output,), requires))
+        made.variants.append(Variant(name, kind, axes, paths, form.inputs, form.outputs, requires))
 
 
 def _form(
@@ -116,7 +116,7 @@ def _form(
     if dtype == "float32":
         return tower, stored
     assert source.preprocessing is not None
-    form = replace(tower, input=uint8_port(source.preprocessing))
+    form = replace(tower, inputs=(uint8_port(source.preprocessing), *tower.inputs[1:]))
     return form, (take_uint8(source.preprocessing), *stored)
 
 

@@ -8,12 +8,16 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+from edgeclip.bundle.manifest import Detection, Licence, Preprocessing, TextSettings
 from edgeclip.errors import SourceError
 
 
 class DualEncoder(nn.Module):
-    """What every source model offers. `logit_scale` holds the logarithm; outputs are not yet of unit length."""
+    """What every source model offers. `logit_scale` holds the logarithm; outputs are not yet of unit length.
+
+    A model that finds or asks regions has more towers, each an attribute of its own that others lack: `detector`
+    (models/detector.py), and `tokens` with `regions` and `grounding`, which ask what it gives.
+    """
 
     image: nn.Module | None  # (N, 3, H, W) normalised pixels -> (N, D)
     text: nn.Module | None  # (N, L) integer ids -> (N, D)
@@ -63,3 +67,4 @@ class Source:
     licence: Licence
     digest: str  # SHA-256 over the weight file(s)
     templates: tuple[str, ...] = ("{}",)
+    detection: Detection | None = None  # how a detector's outputs become detections; None: no detector

@@ -2,6 +2,8 @@
 
 from edgeclip.bundle.manifest import (
     Axes,
+    Detection,
+    DetectionFidelity,
     Fidelity,
     FileEntry,
     Licence,
@@ -18,6 +20,8 @@ from edgeclip.bundle.store import Bundle, check_hashes, open_bundle, pack_zip, s
 __all__ = [
     "Axes",
     "Bundle",
+    "Detection",
+    "DetectionFidelity",
     "Fidelity",
     "FileEntry",
     "Licence",

@@ -14,7 +14,7 @@ from edgeclip.bundle.typed import from_json_value, short
 from edgeclip.errors import BundleError
 
 FORMAT = "edgeclip.bundle"
-FORMAT_VERSION = (1, 2)  # (major, minor): another major is refused, a newer minor is read
+FORMAT_VERSION = (1, 3)  # (major, minor): another major is refused, a newer minor is read
 
 _DIGEST = ',\n "digest": '  # what stands between the digested bytes and the digest
 
@@ -27,7 +27,8 @@ class Preprocessing:
     mode: Literal["shortest_crop", "squash", "pad"]
     # shortest_crop: scale the shorter side to `resize`, crop the centre; squash: scale both sides to `size`;
     # pad: scale the longer side to `size`, fill the rest with pad_color (centred)
-    resample: Literal["bicubic", "bilinear", "lanczos", "nearest"]  # always antialiased, as Pillow does it
+    # antialiased as Pillow does it; "gaussian": bilinear behind a Gaussian blur of (factor - 1) / 2, as scikit-image does it
+    resample: Literal["bicubic", "bilinear", "lanczos", "nearest", "gaussian"]
     mean: tuple[float, float, float]  # of values in 0-1, RGB
     std: tuple[float, float, float]
     resize: int = 0  # shortest_crop: target of the shorter side; 0 = the smaller of `size`
@@ -38,6 +39,10 @@ class Preprocessing:
     pad_color: tuple[int, int, int] = (0, 0, 0)
     # transparent pixels are composited on it; None: alpha is dropped
     background: tuple[int, int, int] | None = None
+    # pad: where the picture stands in the square
+    pad_anchor: Literal["center", "top_left"] = "center"
+    # pad: the picture is padded to a square at its own size and then scaled, not the other way round
+    pad_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,20 @@ class Axes:
 
 
 @dataclass(frozen=True)
+class DetectionFidelity:
+    """Agreement of a detector's boxes and scores with those of its source, on pictures and labels."""
+
+    regions: int  # compared: pictures x regions of each
+    labels: int  # with which scores were made
+    box_max: float  # largest difference of a corner, as a share of the picture's side
+    box_mean: float
+    score_max: float  # largest difference of a score, 0-1
+    score_mean: float
+    # F1 of what both find above the model's threshold, after NMS: same label, boxes of an IoU of 0.9 or more; None: neither finds any
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """Agreement of a variant with its source (or with `against`), measured in float64 on pictures and texts."""
 
@@ -104,6 +123,7 @@ class Fidelity:
     rank_agreement: float  # share of samples whose nearest other sample is the source's
     top1_agreement: float | None = None  # of zero-shot labels; None where no text tower was at hand
     against: str = "source"  # or the id of the variant that this one was made from
+    detection: DetectionFidelity | None = None  # of a detector, whose rows above are its regions' embeddings
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,9 @@ class Variant:
     """One graph of one tower."""
 
     id: str  # e.g. "image-fp32-decomposed"; the graph is graphs/<id>.onnx
-    tower: Literal["image", "text"]
+    # image, text: an embedding each; detector: boxes and what they hold; tokens: a picture, to be asked by "regions" (boxes to
+    # embeddings) and "grounding" (prompts to boxes)
+    tower: Literal["image", "text", "detector", "tokens", "regions", "grounding"]
     axes: Axes
     files: tuple[str, ...]  # the graph first, then its external data
     inputs: tuple[Port, ...]
@@ -135,6 +157,16 @@ class Variant:
         """The precision of its products: an export in "fp16" only stores its weights so, and its graph widens them to fp32."""
         exported = self.fidelity is None or self.fidelity.against == "source"
         return "fp32" if self.axes.precision == "fp16" and exported else self.axes.precision
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How what a detector gives becomes detections, where the caller says nothing else."""
+
+    threshold: float = 0.1  # smallest score
+    nms_iou: float = 0.5  # of two boxes that overlap by more, the better one stays
+    class_agnostic: bool = False  # True: also where they bear different labels
+    objectness: bool = False  # True: a score is sigmoid(logit) x objectness; False: objectness only ranks regions without a label
 
 
 @dataclass(frozen=True)
@@ -175,7 +207,8 @@ class Manifest:
     golden: str = ""  # safetensors file of inputs and outputs that `verify` replays; "" = none
     codecs: str = ""  # safetensors file: how to shorten and quantise embeddings; "" = none fitted
     reports: tuple[str, ...] = ()  # latency reports, JSON files as docs/bench.schema.json has them
-    templates: tuple[str, ...] = ("{}",)  # default prompt templates for classification
+    templates: tuple[str, ...] = ("{}",)  # default prompt templates
+    detection: Detection | None = None  # None: no detector
     source: str = ""  # the spec that was exported
     source_digest: str = ""  # SHA-256 over the source's weights
     created_by: str = ""
@@ -256,12 +289,18 @@ def identity(
     parts = {
         "source": source_digest,
         "family": family,
-        "preprocessing": asdict(preprocessing) if preprocessing else None,
+        "preprocessing": _said(preprocessing) if preprocessing else None,
         "text": asdict(text) if text else None,
         "tokenizer": tokenizer,
         "pooling": pooling,
     }
     return _sha256(json.dumps(parts, sort_keys=True))
+
+
+def _said(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Its fields, without those that came later and say nothing here: a model exported again keeps its identity."""
+    later = {"pad_anchor": "center", "pad_first": False}
+    return {name: value for name, value in asdict(preprocessing).items() if value != later.get(name, ...)}
 
 
 def _sha256(text: str) -> str:

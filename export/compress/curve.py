@@ -8,7 +8,7 @@ from typing import Any, Literal
 from edgeclip.export.compress.figures import Figures
 from edgeclip.export.compress.latency import Latency
 
-Tower = Literal["image", "text"]
+Tower = Literal["image", "text", "detector", "tokens", "regions", "grounding"]
 Verdict = Literal["reference", "base", "step", "fits", "refused", "chosen", "unproven"]
 
 

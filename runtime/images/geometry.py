@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeclip.bundle.manifest import Preprocessing
 
 
@@ -61,3 +64,32 @@ def _centre(size: int, target: int, rounding: str) -> tuple[int, int]:
         return 0, (target - size) // 2
     half = (size - target) / 2
     return (round(half) if rounding == "round_half_even" else int(half)), 0
+
+
+def to_picture(boxes: NDArray[np.float32], spec: Preprocessing, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Boxes on the tower's input to boxes on the picture.
+
+    Args:
+        boxes: (..., 4) xyxy, 0-1 of the input's sides.
+        size: (H, W) of the picture, after its EXIF orientation.
+    Returns:
+        (..., 4) float32 xyxy in pixels of the picture; a box that reaches beyond it still does.
+    """
+    scale, offset = _affine(spec, size)
+    return ((boxes - offset) / scale).astype(np.float32)
+
+
+def to_input(boxes: NDArray[np.float32], spec: Preprocessing, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Boxes on the picture to boxes on the tower's input: the inverse of `to_picture`."""
+    scale, offset = _affine(spec, size)
+    return (boxes * scale + offset).astype(np.float32)
+
+
+def _affine(spec: Preprocessing, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """-> (scale, offset), each (4,): input coordinate 0-1 = scale x pixel of the picture + offset."""
+    height, width = size
+    layout = plan(spec, width, height)
+    scale = np.array([layout.resized[0] / width, layout.resized[1] / height])
+    offset = np.array([layout.paste[i] - layout.crop[i] for i in range(2)], np.float64)
+    sides = np.array([spec.size[1], spec.size[0]], np.float64)
+    return np.tile(scale / sides, 2), np.tile(offset / sides, 2)
