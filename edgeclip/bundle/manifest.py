@@ -167,6 +167,7 @@ class Detection:
     nms_iou: float = 0.5  # of two boxes that overlap by more, the better one stays
     class_agnostic: bool = False  # True: also where they bear different labels
     objectness: bool = False  # True: a score is sigmoid(logit) x objectness; False: objectness only ranks regions without a label
+    preprocessing: Preprocessing | None = None  # of the detector's pixels; None: the manifest's own
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,11 @@ class Manifest:
     def variants_of(self, tower: str, head: str = "embeddings") -> list[Variant]:
         """The variants of one tower with one kind of output, in the manifest's order (first = preferred)."""
         return [v for v in self.variants if v.tower == tower and v.axes.head == head]
+
+    def preprocessing_of(self, tower: str) -> Preprocessing | None:
+        """How pictures are prepared for a tower; None: the bundle takes no pictures."""
+        own = self.detection.preprocessing if tower == "detector" and self.detection else None
+        return own or self.preprocessing
 
     def scores_of(self, variant: Variant | None) -> Scores:
         """How logits follow from the cosines of one image variant; None: of the model as it was trained."""
