@@ -168,7 +168,7 @@ def _edgeclip(
         (flavour,) = [each for each in FLAVOURS.values() if each.attention == attention]
         tower = tower_of(source, "image", merging=merging)
         model, reports = write(capture(tower), tower, flavour)
-        port, calibration = tower.input, np.load(folder / "calibration.npy")
+        port, calibration = tower.inputs[0], np.load(folder / "calibration.npy")
         if uint8:
             reports.append(take_uint8(spec)(model))
             port, calibration = uint8_port(spec), as_bytes(calibration, spec.mean, spec.std)
@@ -176,7 +176,7 @@ def _edgeclip(
             found = convert(model, method, Request(inputs=calibration, saturating=saturates()))
             model, reports = found.model, [*reports, *found.reports]
         save_graphs([("graph", model)], path, "image")
-        facts = {"in": asdict(port), "out": asdict(tower.output), "mean": spec.mean, "std": spec.std}
+        facts = {"in": asdict(port), "out": asdict(tower.outputs[0]), "mean": spec.mean, "std": spec.std}
         (path / "port.json").write_text(json.dumps(facts))
         changed = {report.name: report.changed for report in reports if report.changed}
         return {"passes": changed, "saturates": saturates()}
