@@ -62,7 +62,7 @@ class Preprocessor:
 
     def uint8(self, source: Picture, *, color: Color = "rgb", where: str = "image") -> NDArray[np.uint8]:
         """The picture resized, cropped or padded: (H, W, 3) uint8 RGB, H and W as the tower takes them."""
-        return self._whole(*self._open(source, color, where))
+        return self._whole(*self._open(source, color, where)[:3])
 
     def into(
         self,
@@ -73,16 +73,19 @@ class Preprocessor:
         where: str = "image",
         helpers: Executor | None = None,
         parts: int = 1,
-    ) -> None:
+    ) -> tuple[int, int]:
         """Write the picture into `slot`: (3, H, W) float32, normalised, or (H, W, 3) uint8 RGB, for graphs that normalise.
 
         Args:
             helpers: threads that may take a share of the rows when the picture is decoded fast; None: this one does all.
             parts: shares, this thread's included.
+        Returns:
+            (H, W) of the whole picture, upright.
         """
         begun = stages.begin()  # decoding is told apart from it in `_open`
-        self._into(source, slot, color, where, helpers, parts)
+        size = self._into(source, slot, color, where, helpers, parts)
         stages.end("preprocess", begun)
+        return size
 
     def _into(
         self,
@@ -92,13 +95,13 @@ class Preprocessor:
         where: str,
         helpers: Executor | None,
         parts: int,
-    ) -> None:
-        image, layout, box = self._open(source, color, where)
+    ) -> tuple[int, int]:
+        image, layout, box, size = self._open(source, color, where)
         height, width = self.spec.size
         worth = self._fast and layout.kept == (width, height) and image.width * image.height >= _WORTH_SHARING
         if helpers is None or parts < 2 or not worth:
             self._write(self._whole(image, layout, box), slot)
-            return
+            return size
 
         def rows(first: int, last: int) -> None:
             step = (box[3] - box[1]) / height
@@ -113,9 +116,12 @@ class Preprocessor:
         rows(edges[0], edges[1])
         for other in others:
             other.result()
+        return size
 
-    def _open(self, source: Picture, color: Color, where: str) -> tuple[Image.Image, Plan, Box]:
-        """The decoded picture, its layout, and where in it the crop lies."""
+    def _open(
+        self, source: Picture, color: Color, where: str
+    ) -> tuple[Image.Image, Plan, Box, tuple[int, int]]:
+        """The decoded picture, its layout, where in it the crop lies, and (H, W) of the whole picture."""
         begun = stages.begin()
         found = decode(
             source,
@@ -130,7 +136,7 @@ class Preprocessor:
         image, box = found.image, layout.box(found.box)
         if self._fast:
             image, box = reduce_first(image, layout.kept, box, _GAP)
-        return image, layout, box
+        return image, layout, box, found.size[::-1]
 
     def _whole(self, image: Image.Image, layout: Plan, box: Box) -> NDArray[np.uint8]:
         height, width = self.spec.size
