@@ -41,6 +41,11 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
         return self.out(y.transpose(1, 2).reshape(n, t, w))  # type: ignore[no-any-return]
 
+    def values(self, x: Tensor) -> Tensor:
+        """(N, T, W) -> (N, T, W): every token's own value, as if it attended to itself alone."""
+        w = x.shape[-1]
+        return self.out(F.linear(x, self.qkv.weight[2 * w :], self.qkv.bias[2 * w :]))  # type: ignore[no-any-return]
+
 
 class Mlp(nn.Module):
     """Linear, activation, linear."""
@@ -161,15 +166,18 @@ class ImageTower(nn.Module):
             nn.Linear(pooled, embed_dim, bias=config.projection_bias) if config.projection else None
         )
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised pixels -> (N, T, W) tokens after the last block, before norm_post."""
+    def embedded(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised pixels -> (N, T, W) tokens before the first block."""
         x: Tensor = self.patches(pixels).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
         if self.position is not None:
             x = x + self.position
-        if self.norm_pre is not None:
-            x = self.norm_pre(x)
+        return x if self.norm_pre is None else self.norm_pre(x)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised pixels -> (N, T, W) tokens after the last block, before norm_post."""
+        x = self.embedded(pixels)
         for block in self.blocks:
             x = block(x)
         return x
