@@ -2,7 +2,9 @@
 
 Fetch the packages first (see README.md here), then:
 
-    python examples/nano/prepare.py DOWNLOADS OUTPUT
+    python examples/nano/prepare.py DOWNLOADS OUTPUT [SIDE]
+
+SIDE, of the stored pictures, is 64 pixels; scenes for the detector are composed from pictures of 128.
 """
 
 from __future__ import annotations
@@ -120,11 +122,11 @@ def untrained(names: Names) -> set[str]:
     return set(candidates[:UNTRAINED_NAMES])
 
 
-def render(drawing: Drawing) -> NDArray[np.uint8]:
-    """Any picture file or SVG -> (SIDE, SIDE, 4) uint8 RGBA, proportions kept, centred on transparency."""
+def render(drawing: Drawing, side: int = SIDE) -> NDArray[np.uint8]:
+    """Any picture file or SVG -> (side, side, 4) uint8 RGBA, proportions kept, centred on transparency."""
     if isinstance(drawing, str) or drawing.suffix == ".svg":
         text = drawing if isinstance(drawing, str) else drawing.read_text()
-        data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=2 * SIDE, skip_system_fonts=True))
+        data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=2 * side, skip_system_fonts=True))
         picture = Image.open(io.BytesIO(data)).convert("RGBA")
     else:
         picture = Image.open(drawing).convert("RGBA")
@@ -133,11 +135,11 @@ def render(drawing: Drawing) -> NDArray[np.uint8]:
         picture = picture.crop(box)  # clip art drawn into a corner of an A4 page
     # Resample with premultiplied alpha: transparent pixels have no colour of their own.
     picture = picture.convert("RGBa")
-    scale = SIDE / max(picture.size)
+    scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
-    canvas = Image.new("RGBA", (SIDE, SIDE))
-    canvas.paste(picture, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+    canvas = Image.new("RGBA", (side, side))
+    canvas.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.asarray(canvas)
 
 
@@ -183,12 +185,12 @@ def clip_art_items(downloads: Path) -> Iterator[tuple[Item, Drawing]]:
         yield Item("clip-art", key, " ".join(parts[:3]), folders, "train"), path
 
 
-def store(items: Iterable[tuple[Item, Drawing]], output: Path, name: str) -> None:
-    """Render all and write `<name>.npy` (N, SIDE, SIDE, 4) uint8 and `<name>.json`."""
+def store(items: Iterable[tuple[Item, Drawing]], output: Path, name: str, side: int = SIDE) -> None:
+    """Render all and write `<name>.npy` (N, side, side, 4) uint8 and `<name>.json`."""
     kept, pictures, skipped = [], [], 0
     for item, drawing in items:
         try:
-            pictures.append(render(drawing))
+            pictures.append(render(drawing, side))
         except Exception as error:  # a broken file in other people's packages is counted, not fatal
             skipped += 1
             print(f"skipped {item.style} {item.key}: {error}", file=sys.stderr)
@@ -203,11 +205,12 @@ def store(items: Iterable[tuple[Item, Drawing]], output: Path, name: str) -> Non
 
 def main() -> None:
     downloads, output = Path(sys.argv[1]), Path(sys.argv[2])
+    side = int(sys.argv[3]) if len(sys.argv) > 3 else SIDE
     styles = [emoji_items(downloads, style, source) for style, source in STYLES.items()]
-    store(chain(*styles, clip_art_items(downloads)), output, "training")
+    store(chain(*styles, clip_art_items(downloads)), output, "training", side)
     twemoji = files("emoji-datasource-twitter/img/twitter/64")
     if (downloads / "emoji-datasource-twitter").exists():
-        store(emoji_items(downloads, UNSEEN, twemoji), output, "unseen")
+        store(emoji_items(downloads, UNSEEN, twemoji), output, "unseen", side)
 
 
 if __name__ == "__main__":
