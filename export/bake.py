@@ -15,22 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip.bundle import Bundle, Port, Scores, Variant
+from edgeclip.bundle import Bundle, Scores, Variant
 from edgeclip.errors import CheckFailed, InputError
 from edgeclip.export.derive import NewVariant, derive_bundle, read_graph
-from edgeclip.export.linears import constant
+from edgeclip.export.heads import add_labels, add_prompts
 from edgeclip.export.observe import session
-from edgeclip.export.passes import number_nodes
 from edgeclip.export.samples import made_up_pictures, pixels_of
 from edgeclip.runtime.images import Preprocessor
 from edgeclip.runtime.labels import LabelPack
-from edgeclip.runtime.verify_heads import MASKED
 
 Array = NDArray[Any]
-Activation = Literal["softmax", "sigmoid"]
 
 # Of a cosine: float32 sums of some hundred products. Labels in another order, a scale left out or a bias twice move 1e-3 and more.
 MAX_COSINE = 2e-6
@@ -115,84 +111,6 @@ def bake(
         threads=threads,
     )
     return Baked(derived, tuple(one.variant.id for one in made), len(pack.labels) if pack else 0, worst)
-
-
-def add_labels(model: ir.Model, vectors: Array, scores: Scores, activation: Activation) -> tuple[Port, ...]:
-    """Put a head of fixed labels behind a graph's `embeddings`, in place. The scale stands in the label matrix.
-
-    Args:
-        vectors: (P, D) unit rows.
-    Returns:
-        the outputs: `logits` (N, P), and `scores` (N, P) in 0-1.
-    """
-    graph, rows = model.graph, model.graph.outputs[0]
-    matrix = constant(
-        graph, "head.labels", (vectors.astype(np.float64).T * scores.logit_scale).astype(np.float32)
-    )
-    nodes = [ir.node("MatMul", [rows, matrix])]
-    if scores.logit_bias:
-        bias = constant(graph, "head.bias", np.array(scores.logit_bias, np.float32))
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
-    logits = nodes[-1].outputs[0]
-    nodes.append(
-        ir.node("Softmax", [logits], {"axis": -1})
-        if activation == "softmax"
-        else ir.node("Sigmoid", [logits])
-    )
-    return _finish(model, nodes, {"logits": logits, "scores": nodes[-1].outputs[0]}, ("N", len(vectors)))
-
-
-def add_prompts(
-    model: ir.Model, dim: int, scores: Scores, places: int | None
-) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Put a head that takes prompts behind a graph's `embeddings`, in place.
-
-    Returns:
-        the added inputs: `prompt_embeddings` (B, P, D) float32 unit rows and `prompt_mask` (B, P) bool, B being N or 1;
-        the outputs: `logits` (N, P), -1e4 where masked.
-    """
-    graph, rows = model.graph, model.graph.outputs[0]
-    size: int | str = places or "P"
-    ports = (
-        Port("prompt_embeddings", "float32", ("B", size, dim)),
-        Port("prompt_mask", "bool", ("B", size)),
-    )
-    embeddings, mask = (
-        ir.Value(name=port.name, shape=ir.Shape(port.shape), type=ir.TensorType(_TYPES[port.dtype]))
-        for port in ports
-    )
-    graph.inputs.extend([embeddings, mask])
-    last = constant(graph, "head.axis", np.array([2], np.int64))
-    scale = constant(graph, "head.scale", np.array(scores.logit_scale, np.float32))
-    masked = constant(graph, "head.masked", np.array(MASKED, np.float32))
-    # (B, P, D) @ (N, D, 1): the prompts are read as they lie, and one set serves all pictures
-    nodes = [ir.node("Unsqueeze", [rows, last])]
-    nodes.append(ir.node("MatMul", [embeddings, nodes[-1].outputs[0]]))
-    nodes.append(ir.node("Squeeze", [nodes[-1].outputs[0], last]))
-    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], scale]))
-    if scores.logit_bias:
-        bias = constant(graph, "head.bias", np.array(scores.logit_bias, np.float32))
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias]))
-    nodes.append(ir.node("Where", [mask, nodes[-1].outputs[0], masked]))
-    return ports, _finish(model, nodes, {"logits": nodes[-1].outputs[0]}, ("N", size))
-
-
-_TYPES = {"float32": ir.DataType.FLOAT, "bool": ir.DataType.BOOL}
-
-
-def _finish(
-    model: ir.Model, nodes: Sequence[ir.Node], outputs: dict[str, ir.Value], shape: tuple[int | str, ...]
-) -> tuple[Port, ...]:
-    """Append nodes and make their values the graph's outputs; `embeddings` becomes an inner value."""
-    rows = model.graph.outputs[0]
-    model.graph.extend(nodes)
-    model.graph.outputs.clear()
-    rows.name = "rows"  # number_nodes gives it its place's
-    for name, value in outputs.items():
-        value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
-        model.graph.outputs.append(value)
-    number_nodes(model)
-    return tuple(Port(name, "float32", shape) for name in outputs)
 
 
 def _with_labels(

@@ -25,7 +25,7 @@ Rows = Callable[[Tensor], Tensor]  # (N, T, W) -> (N, 1, W): the token that is p
 
 def image_tower(tower: ImageTower) -> tuple[nn.Module, dict[str, int]]:
     """-> (pixels (N, 3, H, W) -> (N, D), expected operators)."""
-    traceable = _Image(tower)
+    traceable = TracedImage(tower)
     means = int(tower.config.pool in ("avg", "attentional_avg"))
     return traceable, {**expected(traceable, tower.config.blocks.layers), "ReduceMean": means}
 
@@ -179,7 +179,9 @@ def _positions(tower: ImageTower) -> nn.Parameter | None:
     return nn.Parameter(added, requires_grad=False)
 
 
-class _Image(nn.Module):
+class TracedImage(nn.Module):
+    """The image tower; `tokens` alone is its dense form."""
+
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()
         self.config = tower.config
@@ -196,6 +198,13 @@ class _Image(nn.Module):
             x = F.pad(x, (0, 0, 1, 0))
         x = x + self.position if self.position is not None else x
         return x if self.norm_pre is None else self.norm_pre(x)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, T, W): every token after the last block, before norm_post."""
+        x = self._embedded(pixels)
+        for block in self.blocks:
+            x = block(x, None, None)
+        return x
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self._embedded(pixels)

@@ -19,7 +19,17 @@ from edgeclip.export.towers import TracedTower
 _RANGES = {name: torch.export.Dim(name, min=1, max=1 << 16) for name in ("N", "R", "P", "B")}
 # What a graph must not hold, unless its tower expects so many: a norm taken apart loses its fp32 accumulation, a
 # BatchNormalization was left unfolded.
-_FORBIDDEN = ("ReduceMean", "Pow", "BatchNormalization", "Dropout", "IsNaN", "Loop", "If", "Scan")
+_FORBIDDEN = (
+    "ReduceMean",
+    "Pow",
+    "BatchNormalization",
+    "Dropout",
+    "IsNaN",
+    "Loop",
+    "If",
+    "Scan",
+    "NonMaxSuppression",
+)
 _DTYPES = {
     "float32": ir.DataType.FLOAT,
     "int32": ir.DataType.INT32,
@@ -56,6 +66,10 @@ def capture(tower: TracedTower) -> ir.Model:
         finally:
             log.setLevel(level)
     assert program is not None
+    parameters = {name for name, _ in (*tower.module.named_parameters(), *tower.module.named_buffers())}
+    for name, value in list(program.model.graph.initializers.items()):
+        if name in parameters and not name.startswith("tower."):  # by which tidy_names knows them
+            value.name = f"tower.{name}"
     return program.model
 
 
@@ -82,7 +96,7 @@ def write(
 
 
 def _dynamic(tower: TracedTower) -> Iterator[dict[int, object]]:
-    """Axis -> its range, of each input. The batch and numbers of boxes or prompts have no upper end; a text's length ends where the position embedding does."""
+    """Axis -> its range, of each input. Batch and numbers of boxes or prompts have no upper end, a text's length ends with its positions."""
     ranges: dict[str, object] = dict(_RANGES)
     for port, example in zip(tower.inputs, tower.examples, strict=True):
         for axis, size in enumerate(port.shape):

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from edgeclip.export.clip_towers import TracedBlock, _Image, attention_bias, expected
+from edgeclip.export.clip_towers import TracedBlock, TracedImage, attention_bias, expected
 from edgeclip.models.clip import Block, ImageTower
 
 _SMALLEST_NORM = 1e-6  # keys that are all zero are like nothing instead of NaN
@@ -109,7 +109,7 @@ class _MergingBlock(TracedBlock):
         return x + self.mlp(self.norm2(x)), size
 
 
-class _MergingImage(_Image):
+class _MergingImage(TracedImage):
     def __init__(self, tower: ImageTower, r: int) -> None:
         super().__init__(tower)
         config = tower.config

@@ -1,7 +1,7 @@
 """The traceable forward of each model class, beside the source model and never inside it.
 
-A tower here takes what the bundle's contract says and gives unit rows:
-pixels (N, 3, H, W) float32 or input_ids (N, L) int32 -> embeddings (N, D) float32.
+A tower of pictures or texts takes what the bundle's contract says and gives unit rows: pixels (N, 3, H, W) float32 or
+input_ids (N, L) int32 -> embeddings (N, D) float32. Every other kind of tower says itself what its ports are (form.py).
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from edgeclip.bundle import Port
 from edgeclip.errors import InputError, SourceError
 from edgeclip.export import (
     clip_towers,
+    detector_towers,
     encoder_towers,
     nano_towers,
     resnet_towers,
     timm_towers,
     token_merging,
 )
+from edgeclip.export.form import EXAMPLE_BATCH, Form, unit
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
+from edgeclip.models.detector import Detector
 from edgeclip.models.nano import NanoImage, NanoText
 from edgeclip.models.pooled_vit import PooledVitTower
 from edgeclip.models.resnet import ResNetTower
@@ -56,8 +59,10 @@ MERGING: Mapping[type[nn.Module], Callable[[Any, int], tuple[nn.Module, dict[str
     PooledVitTower: encoder_towers.pooled_vit_tower,
 }
 
-SMALLEST_NORM = 1e-6  # an all-zero row stays zero instead of becoming NaN
-_EXAMPLE_BATCH = 2  # torch.export makes a size of 0 or 1 a constant
+# Towers of the other kinds -> (source) -> their form.
+FORMS: Mapping[type[nn.Module], Callable[[Source], Form]] = {
+    Detector: detector_towers.owl,
+}
 
 
 class UnitRows(nn.Module):
@@ -69,10 +74,7 @@ class UnitRows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """-> (N, D) float32, each row of L2 norm 1."""
-        rows = self.tower(x).float()
-        norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        unit: Tensor = rows / norms.clamp_min(SMALLEST_NORM)
-        return unit
+        return unit(self.tower(x))
 
 
 @dataclass(frozen=True)
@@ -104,30 +106,38 @@ def tower_of(
         SourceError: the model has no such tower, or no traceable forward is known for its class.
         InputError: merging in a tower that has no tokens to merge.
     """
-    tower = getattr(source.model, kind, None)
-    make = None if tower is None else TOWERS.get(type(tower))
+    tower, known = getattr(source.model, kind, None), TOWERS if kind in ("image", "text") else FORMS
+    make = None if tower is None else known.get(type(tower))
     if make is None:
-        known = ", ".join(cls.__name__ for cls in TOWERS)
+        names = ", ".join(cls.__name__ for cls in known)
         raise SourceError(
-            f"{source.spec}: cannot export {type(tower).__name__} as {kind} tower, expected one of {known}."
+            f"{source.spec}: cannot export {type(tower).__name__} as {kind} tower, expected one of {names}."
         )
+    if known is FORMS:
+        form: Form = make(source)
+        return TracedTower(
+            kind, form.module, form.examples, form.inputs, form.outputs, form.expected, _chosen(flavours, form.expected)
+        )  # fmt: skip
     if kind == "image":
         assert source.preprocessing is not None
         height, width = source.preprocessing.size
         port = Port("pixels", "float32", ("N", 3, height, width))
-        example = torch.zeros(_EXAMPLE_BATCH, 3, height, width)
+        example = torch.zeros(EXAMPLE_BATCH, 3, height, width)
     else:
         assert source.text is not None
         length = source.text.context_length
         port = Port("input_ids", "int32", ("N", "L" if source.text.dynamic_length else length))
-        example = torch.zeros(_EXAMPLE_BATCH, length, dtype=torch.int32)
+        example = torch.zeros(EXAMPLE_BATCH, length, dtype=torch.int32)
     traceable, expected = _merging(source, merging) if merging else make(tower)
-    chosen = [FLAVOURS[name] for name in flavours]
-    if not expected.get("attentions"):
-        chosen = [Flavour("none", PORTABLE.opset, PORTABLE.ir_version, PORTABLE.requires)]
     output = Port("embeddings", "float32", ("N", source.embedding_dim))
     module = UnitRows(traceable).eval()
-    return TracedTower(kind, module, (example,), (port,), (output,), expected, tuple(chosen))
+    return TracedTower(kind, module, (example,), (port,), (output,), expected, _chosen(flavours, expected))
+
+
+def _chosen(names: tuple[str, ...], expected: Mapping[str, int]) -> tuple[Flavour, ...]:
+    if not expected.get("attentions"):
+        return (Flavour("none", PORTABLE.opset, PORTABLE.ir_version, PORTABLE.requires),)
+    return tuple(FLAVOURS[name] for name in names)
 
 
 def check_merging(source: Source) -> None:

@@ -73,7 +73,7 @@ def clip_source(shape: str = "openai", layers: int = 2, **changes: Any) -> Sourc
     with torch.no_grad():  # embeddings of tokens and patches must outweigh what all texts and pictures share
         model.text.embedding.weight.mul_(0.5)
         model.text.position.mul_(20)
-    return _source(model, config.embed_dim, replace(TEXT, **settings), **changes)
+    return made_source(model, config.embed_dim, replace(TEXT, **settings), **changes)
 
 
 def one_tower(source: Source, kind: str) -> Source:
@@ -97,7 +97,7 @@ def nano_source(**changes: Any) -> Source:
         model.train()
         model.encode_image(torch.from_numpy(pixels_of(made_up_pictures(), PREPROCESSING)))
         model.text.embedding.weight.mul_(20)
-    return _source(model.eval(), config.embed_dim, TEXT, **changes)
+    return made_source(model.eval(), config.embed_dim, TEXT, **changes)
 
 
 def tokenizer() -> Tokenizer:
@@ -112,7 +112,7 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def _source(model: Any, dim: int, text: TextSettings, **changes: Any) -> Source:
+def made_source(model: Any, dim: int, text: TextSettings, **changes: Any) -> Source:
     source = Source(
         spec="made-up",
         name="made-up",

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeclip.bundle import Axes, Port, Scores, Variant
-from edgeclip.export.bake import add_prompts
+from edgeclip.export.heads import add_prompts
 
 WIDTH, TOKENS = 128, 10
 
