@@ -3,6 +3,8 @@
 The reference is Pillow's antialiased resize, which every source library uses or follows within 1/255. `decode="exact"` reads
 every pixel; `decode="fast"` lets a JPEG be decoded at 1/2, 1/4 or 1/8 as long as both sides keep twice the pixels that are
 needed, and shrinks other large pictures by whole factors first: mean difference under 0.5/255, measured in docs/runtime.md.
+Where the spec says "gaussian" the reference is scikit-image's resize (runtime/images/gaussian.py), and pixels are no whole levels: in
+bytes, for graphs that normalise, up to half a level is lost.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclip.bundle.manifest import Preprocessing
-from edgeclip.errors import InputError
+from edgeclip.errors import BundleError, InputError
 from edgeclip.runtime import stages
+from edgeclip.runtime.images import gaussian
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture, decode
 from edgeclip.runtime.images.geometry import Plan, plan
 from edgeclip.runtime.images.resize import Box, reduce_first, resize_crop
@@ -53,16 +56,23 @@ class Preprocessor:
     ) -> None:
         if decode not in ("fast", "exact"):
             raise InputError(f'decode: expected "fast" or "exact", got {decode!r}.')
+        self._gaussian = spec.resample == "gaussian"
+        if spec.mode == "pad" and spec.pad_first and not self._gaussian:
+            raise BundleError(
+                f'preprocessing: pad_first expects resample "gaussian", the bundle says "{spec.resample}". Export it anew.'
+            )
         self.spec, self.decode, self.limits = spec, decode, limits or DecodeLimits()
         self._fast = decode == "fast" and spec.resample != "nearest"
-        self._resample = _RESAMPLE[spec.resample]
+        self._resample = _RESAMPLE.get(spec.resample, Image.Resampling.BILINEAR)
         std = np.asarray(spec.std, np.float64)
         self._scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
         self._shift = (-np.asarray(spec.mean, np.float64) / std).astype(np.float32)[:, None, None]
 
     def uint8(self, source: Picture, *, color: Color = "rgb", where: str = "image") -> NDArray[np.uint8]:
         """The picture resized, cropped or padded: (H, W, 3) uint8 RGB, H and W as the tower takes them."""
-        return self._whole(*self._open(source, color, where)[:3])
+        found = np.empty((*self.spec.size, 3), np.uint8)
+        self._write(self._whole(*self._open(source, color, where)), found)
+        return found
 
     def into(
         self,
@@ -96,32 +106,26 @@ class Preprocessor:
         helpers: Executor | None,
         parts: int,
     ) -> tuple[int, int]:
-        image, layout, box, size = self._open(source, color, where)
+        image, layout, box = self._open(source, color, where)
         height, width = self.spec.size
         worth = self._fast and layout.kept == (width, height) and image.width * image.height >= _WORTH_SHARING
         if helpers is None or parts < 2 or not worth:
             self._write(self._whole(image, layout, box), slot)
-            return size
+            return layout.size[::-1]
 
         def rows(first: int, last: int) -> None:
-            step = (box[3] - box[1]) / height
-            share = (box[0], box[1] + first * step, box[2], min(box[1] + last * step, box[3]))
-            piece = resize_crop(image, (width, last - first), share, self._resample)
-            self._write(
-                np.asarray(piece), slot[first:last] if slot.dtype == np.uint8 else slot[:, first:last]
-            )
+            piece = self._rows(image, layout, box, first, last)
+            self._write(piece, slot[first:last] if slot.dtype == np.uint8 else slot[:, first:last])
 
         edges = [height * i // parts for i in range(parts + 1)]
         others = [helpers.submit(rows, *pair) for pair in pairwise(edges[1:])]
         rows(edges[0], edges[1])
         for other in others:
             other.result()
-        return size
+        return layout.size[::-1]
 
-    def _open(
-        self, source: Picture, color: Color, where: str
-    ) -> tuple[Image.Image, Plan, Box, tuple[int, int]]:
-        """The decoded picture, its layout, where in it the crop lies, and (H, W) of the whole picture."""
+    def _open(self, source: Picture, color: Color, where: str) -> tuple[Image.Image, Plan, Box]:
+        """The decoded picture, its layout, and where in it the crop lies (or the whole picture, where that is to be blurred)."""
         begun = stages.begin()
         found = decode(
             source,
@@ -133,15 +137,28 @@ class Preprocessor:
         )
         stages.end("decode", begun)
         layout = plan(self.spec, *found.size)
-        image, box = found.image, layout.box(found.box)
+        image, box = found.image, found.box if self._gaussian else layout.box(found.box)
         if self._fast:
-            image, box = reduce_first(image, layout.kept, box, _GAP)
-        return image, layout, box, found.size[::-1]
+            image, box = reduce_first(image, layout.share if self._gaussian else layout.kept, box, _GAP)
+        return image, layout, box
 
-    def _whole(self, image: Image.Image, layout: Plan, box: Box) -> NDArray[np.uint8]:
+    def _rows(self, image: Image.Image, layout: Plan, box: Box, first: int, last: int) -> NDArray[Any]:
+        """Rows of an input that the resized canvas fills."""
         height, width = self.spec.size
-        if layout.resized == layout.kept == image.size == (width, height):
+        if self._gaussian:
+            pad = self.spec.pad_color if self.spec.mode == "pad" else (0, 0, 0)
+            return gaussian.resample(np.asarray(image), layout, box, pad, (height, width), (first, last))
+        step = (box[3] - box[1]) / height
+        share = (box[0], box[1] + first * step, box[2], min(box[1] + last * step, box[3]))
+        return np.asarray(resize_crop(image, (width, last - first), share, self._resample))
+
+    def _whole(self, image: Image.Image, layout: Plan, box: Box) -> NDArray[Any]:
+        """(H, W, 3) of the input: uint8, or float32 levels 0-255 where the reference does not round to bytes."""
+        height, width = self.spec.size
+        if layout.canvas == layout.resized == layout.kept == image.size == (width, height):
             return np.asarray(image)  # already as wanted: no resize may touch it
+        if self._gaussian:
+            return self._rows(image, layout, box, 0, height)
         if self._fast or layout.resized[0] * layout.resized[1] > _MOST_WHOLE:
             image = resize_crop(image, layout.kept, box, self._resample)
         else:
@@ -154,16 +171,16 @@ class Preprocessor:
             image = canvas
         return np.asarray(image)
 
-    def _write(self, pixels: NDArray[np.uint8], slot: NDArray[Any]) -> None:
+    def _write(self, pixels: NDArray[Any], slot: NDArray[Any]) -> None:
         if slot.dtype == np.uint8:
-            slot[:] = pixels
+            slot[:] = pixels if pixels.dtype == np.uint8 else np.rint(pixels)
             return
         np.multiply(pixels.transpose(2, 0, 1), self._scale, out=slot)
         np.add(slot, self._shift, out=slot)
 
     def _needed(self, width: int, height: int) -> tuple[int, int]:
-        resized = plan(self.spec, width, height).resized
-        return _KEEP * resized[0], _KEEP * resized[1]
+        share = plan(self.spec, width, height).share
+        return _KEEP * share[0], _KEEP * share[1]
 
 
 def bytes_of(pixels: NDArray[np.float32], spec: Preprocessing) -> NDArray[np.uint8]:
