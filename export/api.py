@@ -28,7 +28,6 @@ from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
 from edgeclip.export.golden import Golden, golden_file, golden_pixels
 from edgeclip.export.parity import Parity, Samples
 from edgeclip.export.passes import PassReport
-from edgeclip.export.resolution import at_resolution
 from edgeclip.export.samples import (
     EXTREME_TEXTS,
     TEXTS,
@@ -43,6 +42,7 @@ from edgeclip.export.targets import flavours_for
 from edgeclip.export.towers import towers_of
 from edgeclip.export.variants import Made, check_wishes, write_tower
 from edgeclip.files import new_folder, write_file
+from edgeclip.models.resolution import at_resolution
 from edgeclip.models.source import Source
 from edgeclip.runtime.fidelity import check_sane
 from edgeclip.runtime.verify import verify

@@ -111,8 +111,8 @@ def command(
     from edgeclip.export.compress.api import CompressSettings, check_methods
     from edgeclip.export.compress.budget import parse_budgets
     from edgeclip.export.compress.together import export_compressed
-    from edgeclip.export.resolution import parse_size
     from edgeclip.export.targets import flavours_for
+    from edgeclip.models.resolution import parse_size
     from edgeclip.models.sources import load_source
 
     flavours_for(targets)  # before minutes of work

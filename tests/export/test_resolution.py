@@ -14,9 +14,9 @@ from PIL import Image
 
 from edgeclip.bundle import Preprocessing
 from edgeclip.errors import InputError
-from edgeclip.export import resolution
-from edgeclip.export.resolution import at_resolution, parse_size, resample_grid
+from edgeclip.models import resolution
 from edgeclip.models.clip import ImageTower
+from edgeclip.models.resolution import at_resolution, parse_size, resample_grid
 from edgeclip.models.timm_tower import TimmConfig, TimmTower
 from tests.export.sources import IMAGE, clip_source, nano_source
 from tests.mutants import broken

@@ -17,9 +17,9 @@ import edgeclip
 from edgeclip.cli import run
 from edgeclip.errors import InputError
 from edgeclip.export.api import ExportSettings, export_bundle
-from edgeclip.export.resolution import at_resolution
 from edgeclip.export.samples import made_up_pictures, pixels_of
 from edgeclip.models.clip import ImageTower
+from edgeclip.models.resolution import at_resolution
 from edgeclip.models.sources import save_source
 from edgeclip.runtime.images import bytes_of
 from edgeclip.runtime.verify import verify

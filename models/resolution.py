@@ -1,4 +1,4 @@
-"""Another input size: position embeddings are resampled once, before the tower is traced.
+"""Another input size: position embeddings are resampled once, before the tower is traced or trained.
 
 Every grid of positions is resampled as OpenCLIP and timm do it (bicubic with antialiasing, the class token's apart); transformers'
 `interpolate_pos_encoding` takes another cubic and no antialiasing, and gives other vectors at sizes that a model was not trained at.
@@ -58,6 +58,7 @@ def at_resolution(source: Source, size: Size) -> Source:
         **source.model._modules,
         "image": made,
     }  # a copy of a module shares the table of its parts
+    model.config = replace(model.config, image=made.config)
     return replace(source, model=model, preprocessing=_preprocessing(spec, size))
 
 
