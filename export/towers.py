@@ -20,6 +20,7 @@ from edgeclip.export import (
     detector_towers,
     encoder_towers,
     nano_towers,
+    region_towers,
     resnet_towers,
     timm_towers,
     token_merging,
@@ -30,6 +31,8 @@ from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.detector import Detector
 from edgeclip.models.nano import NanoImage, NanoText
 from edgeclip.models.pooled_vit import PooledVitTower
+from edgeclip.models.prompter import AskBoxes, AskTexts, ImageTokens
+from edgeclip.models.regions import DenseMap, RoiPool
 from edgeclip.models.resnet import ResNetTower
 from edgeclip.models.source import Source
 from edgeclip.models.t5 import T5Tower
@@ -62,6 +65,11 @@ MERGING: Mapping[type[nn.Module], Callable[[Any, int], tuple[nn.Module, dict[str
 # Towers of the other kinds -> (source) -> their form.
 FORMS: Mapping[type[nn.Module], Callable[[Source], Form]] = {
     Detector: detector_towers.owl,
+    DenseMap: region_towers.dense_map,
+    ImageTokens: region_towers.image_tokens,
+    RoiPool: region_towers.roi_pool,
+    AskBoxes: region_towers.ask_boxes,
+    AskTexts: region_towers.ask_texts,
 }
 
 

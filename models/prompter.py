@@ -72,8 +72,9 @@ class Prompter(nn.Module):
         return self.projection(self.norm(x))  # type: ignore[no-any-return]
 
     def locate(self, embeddings: Tensor) -> Tensor:
-        """(N, R, D) of `ask` -> (N, R, 4) boxes, xyxy in 0-1 of the input's sides; may reach beyond."""
-        centre, size = torch.sigmoid(self.ground2(F.gelu(self.ground1(embeddings)))).chunk(2, dim=-1)
+        """(N, R, D) of `ask`, whose length says nothing -> (N, R, 4) boxes, xyxy in 0-1 of the input's sides; may reach beyond."""
+        unit = F.normalize(embeddings, dim=-1)
+        centre, size = torch.sigmoid(self.ground2(F.gelu(self.ground1(unit)))).chunk(2, dim=-1)
         return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
@@ -160,8 +161,11 @@ class AskTexts(nn.Module):
 
 def sinusoids(boxes: Tensor, frequencies: int) -> Tensor:
     """(..., 4) in 0-1 -> (..., 8 * frequencies): sin and cos of pi, 2 pi, 4 pi, ... times each coordinate."""
-    steps = math.pi * 2.0 ** torch.arange(frequencies, dtype=boxes.dtype, device=boxes.device)
-    angles = (boxes[..., None] * steps).flatten(-2)
+    turns = (
+        boxes[..., None] * 2.0 ** torch.arange(frequencies, dtype=boxes.dtype, device=boxes.device)
+    ).flatten(-2)
+    # whole turns go while the numbers are exact (a sine of 64 pi times x moves unit rows by 8e-6 in float32, this by 1e-6)
+    angles = math.pi * (turns - 2 * torch.floor(turns / 2))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
