@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeclip.bundle.manifest import Preprocessing
 from edgeclip.errors import InputError
 from edgeclip.models.clip import Block, Clip, ImageTower
 from edgeclip.models.config import ClipConfig
@@ -143,6 +144,17 @@ def with_regions(source: Source) -> Source:
         reason = reason if isinstance(source.model, Clip) else f"it is a {type(source.model).__name__}"
         raise InputError(f"--regions: {source.spec}: {reason}. Export it without.")
     return replace(source, model=RegionEncoder.of(source.model))
+
+
+def whole(spec: Preprocessing) -> Preprocessing:
+    """How a picture is prepared for its regions: as for classifying, but nothing of it is cropped away.
+
+    What pads it to the tower's shape is the mean colour, zeros for the tower. One that keeps the whole picture comes back as it is.
+    """
+    if spec.mode != "shortest_crop":
+        return spec
+    red, green, blue = (round(255 * level) for level in spec.mean)
+    return replace(spec, mode="pad", resize=0, pad_color=(red, green, blue))
 
 
 def _unfit(model: Clip) -> str:

@@ -210,6 +210,8 @@ class Manifest:
     reports: tuple[str, ...] = ()  # latency reports, JSON files as docs/bench.schema.json has them
     templates: tuple[str, ...] = ("{}",)  # default prompt templates
     detection: Detection | None = None  # None: no detector
+    # of the pictures whose regions are asked, where the classifier's crops them; None: as for it
+    region_preprocessing: Preprocessing | None = None
     source: str = ""  # the spec that was exported
     source_digest: str = ""  # SHA-256 over the source's weights
     created_by: str = ""
@@ -234,7 +236,9 @@ class Manifest:
 
     def preprocessing_of(self, tower: str) -> Preprocessing | None:
         """How pictures are prepared for a tower; None: the bundle takes no pictures."""
-        own = self.detection.preprocessing if tower == "detector" and self.detection else None
+        own = self.region_preprocessing if tower == "tokens" else None
+        if tower == "detector" and self.detection is not None:
+            own = self.detection.preprocessing
         return own or self.preprocessing
 
     def scores_of(self, variant: Variant | None) -> Scores:
