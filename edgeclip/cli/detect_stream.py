@@ -1,0 +1,355 @@
+"""`edgeclip detect --source`: frames from cameras, videos and networks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import click
+
+from edgeclip.cli.common import notes, say
+from edgeclip.errors import EdgeClipError, InputError
+
+if TYPE_CHECKING:
+    from edgeclip.runtime.model import Model
+    from edgeclip.runtime.video.sinks import Sink
+    from edgeclip.runtime.video.stream import Result, Session
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound="Closes")
+WATCH_S = 0.3  # between two looks at the file of `--watch`
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Everything about a stream but the model and the prompts."""
+
+    sources: tuple[str, ...] = ()
+    show: bool = False
+    save: str | None = None  # a video, or a folder for pictures
+    jsonl: str | None = None  # "-": stdout
+    track: bool = False
+    every: int = 1
+    max_frames: int | None = None
+    newest: bool | None = None  # None: of live sources
+    watch: str | None = None  # a file with the prompts, read again when it changes
+    transport: str = "tcp"
+    decoder: str | None = None
+    codec: str = "h264"
+    camera_size: tuple[int, int] | None = None
+    attempts: int = 20
+
+
+def stream_options(command: F) -> F:
+    """The options of `StreamOptions`; the command gets them as one argument, `stream`."""
+
+    @wraps(command)
+    def parsed(**given: Any) -> Any:
+        own = {field.name: given.pop(field.name) for field in fields(StreamOptions)}
+        return command(stream=StreamOptions(**own), **given)
+
+    found = cast("F", parsed)
+    for option in (
+        click.option(
+            "--source",
+            "sources",
+            multiple=True,
+            help="A picture, folder, video, camera (0, /dev/video0, csi://0), URL (rtsp://, http://, udp://...) or GStreamer pipeline; "
+            "repeat for several at once.",
+        ),
+        click.option("--show", is_flag=True, help="Draw in a window; q or Esc ends."),
+        click.option("--save", metavar="PATH", help="Annotated video (.mp4, .mkv), or a folder of pictures."),
+        click.option(
+            "--jsonl", metavar="FILE", help="One JSON object a frame, flushed at once; - is stdout."
+        ),
+        click.option("--track", is_flag=True, help="Ids that stay from frame to frame: edgeclip[track]."),
+        click.option(
+            "--every", type=click.IntRange(min=1), default=1, metavar="N", help="Look at each N-th frame."
+        ),
+        click.option("--max-frames", type=click.IntRange(min=1), metavar="N", help="End after N frames."),
+        click.option(
+            "--newest/--all",
+            "newest",
+            default=None,
+            help="Skip frames that came meanwhile, or see every one. Default: skip of live sources only.",
+        ),
+        click.option("--watch", metavar="FILE", help="Prompts, looked at again whenever the file changes."),
+        click.option(
+            "--transport", type=click.Choice(["tcp", "udp"]), default="tcp", help="Of RTSP. Default: tcp."
+        ),
+        click.option(
+            "--decoder",
+            type=click.Choice(["jetson", "nvdec", "vaapi"]),
+            help="Decode in hardware (GStreamer).",
+        ),
+        click.option(
+            "--codec",
+            type=click.Choice(["h264", "h265"]),
+            default="h264",
+            help="For --decoder. Default: h264.",
+        ),
+        click.option(
+            "--camera-size", callback=_size, metavar="WxH", help="Wished of a camera, e.g. 1280x720."
+        ),
+        click.option(
+            "--attempts",
+            type=click.IntRange(min=0),
+            default=20,
+            help="Open a lost source again so often in a row. Default: 20.",
+        ),
+    ):
+        found = option(found)
+    return found
+
+
+def run_stream(
+    model: Model,
+    prompts: Any,
+    stream: StreamOptions,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    examples: Sequence[Any] = (),
+    **options: Any,
+) -> int:
+    """Detect in a stream until it ends, `max_frames` were seen, or Ctrl-C; then finish every file.
+
+    Args:
+        parse: a line or file of prompts to `labels` of `Model.detect`; None: `parse_prompts`.
+        options: of `Model.detect`.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what goes wrong is said in one line of our own
+    from edgeclip.runtime.video.reader import Patience
+    from edgeclip.runtime.video.sources import open_source
+    from edgeclip.runtime.video.stream import stream as open_stream
+
+    read = parse or parse_prompts
+    if stream.watch is not None:
+        prompts = read(_text(stream.watch))
+    opens = partial(
+        cast("Any", open_source),  # what click has checked
+        every=stream.every,
+        transport=stream.transport,
+        decoder=stream.decoder,
+        codec=stream.codec,
+        size=stream.camera_size,
+    )
+    patience = Patience(attempts=stream.attempts)
+    with (
+        open_stream(
+            model, stream.sources, prompts, examples=examples, track=stream.track, newest=stream.newest,
+            patience=patience, open_with=opens, **options,
+        ) as session,
+        _Outputs(stream, session) as outputs,
+        _changes(session, stream.watch, read),
+    ):  # fmt: skip
+        for result in session:
+            if not outputs.take(result) or outputs.count == stream.max_frames:
+                break
+    return 0
+
+
+def parse_prompts(text: str) -> Any:
+    """Prompts as they are typed: 'a cat, a dog', one a line (# starts a comment), or nested in [brackets]."""
+    text = text.strip()
+    if text.startswith("["):
+        return text
+    lines = [line.split("#")[0] for line in text.splitlines()]
+    found = [part.strip() for line in lines for part in line.split(",") if part.strip()]
+    if not found:
+        raise InputError("prompts: expected one or more, separated by commas or lines; got none.")
+    return found
+
+
+class Closes(Protocol):
+    """What must be closed for its file to be whole."""
+
+    def close(self) -> None:
+        """Finish it."""
+
+
+class _Outputs:
+    """Everything that a result is written to."""
+
+    def __init__(self, stream: StreamOptions, session: Session) -> None:
+        from edgeclip.runtime.video.sinks import JsonLines, Window
+
+        self._stream, self._session, self.count = stream, session, 0
+        self._files = contextlib.ExitStack()
+        self._sinks: dict[int, Sink] = {}
+        self._last: dict[int, Result] = {}
+        try:
+            self._lines = self._own(JsonLines(stream.jsonl)) if stream.jsonl else None
+            self._window = self._own(Window("edgeclip")) if stream.show else None
+            if stream.save:
+                for number in range(len(stream.sources)):
+                    self._sinks[number] = self._sink(number)
+        except BaseException:
+            self._files.close()
+            raise
+        self._status = self._files.enter_context(_status())
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+        for number, result in self._last.items():
+            name, stats = self._stream.sources[number], result.stats
+            lost = f", {stats.reconnects} reconnections" if stats.reconnects else ""
+            say(
+                f"{_shown(name)}: {stats.frames} frames, {stats.fps:.1f} a second, {stats.p50_ms:.1f} ms (p50) and "
+                f"{stats.p90_ms:.1f} ms (p90) from frame to result, {stats.dropped} dropped{lost}."
+            )
+
+    def take(self, result: Result) -> bool:
+        """Write one result everywhere; False when the window was closed."""
+        self.count += 1
+        self._last[result.source] = result
+        if self._lines:
+            self._lines.write(record(result))
+        elif not self._sinks and not self._window:
+            click.echo(_line(result))
+        self._status(f"{result.frame.name}: {_brief(result)}")
+        if not self._sinks and not self._window:
+            return True
+        from edgeclip.runtime.video.draw import draw
+
+        by = "track" if self._stream.track else "label"
+        drawn = draw(result.frame.image, result.detections, by=cast("Any", by))
+        if self._sinks:
+            self._sinks[result.source].write(result.frame, drawn)
+        return self._window is None or self._window.show(drawn)
+
+    def _sink(self, number: int) -> Sink:
+        from edgeclip.runtime.video.sinks import open_sink
+
+        path = Path(cast("str", self._stream.save))
+        if len(self._stream.sources) > 1:
+            path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        return self._own(open_sink(str(path), self._session.fps(number)))
+
+    def _own(self, output: T) -> T:
+        self._files.callback(output.close)
+        return output
+
+
+def record(result: Result) -> dict[str, Any]:
+    """A result, JSON-ready: the line of `--jsonl`."""
+    frame, stats = result.frame, result.stats
+    return {
+        "source": frame.name,
+        "frame": frame.number,
+        "time_s": round(frame.time_s, 6),
+        "dropped": stats.dropped,
+        **result.detections.to_dict(),
+    }
+
+
+def _line(result: Result) -> str:
+    found = result.detections
+    things = ", ".join(
+        f"{name} {score:.2f}" + (f" #{found.track_ids[i]}" if found.track_ids is not None else "")
+        for i, (name, score) in enumerate(zip(found.names, found.scores.tolist(), strict=True))
+    )
+    return f"{result.frame.name} {result.frame.number} {result.frame.time_s:.3f} s: {things or 'nothing'}"
+
+
+def _brief(result: Result) -> str:
+    stats = result.stats
+    lost = f", {stats.reconnects} reconnections" if stats.reconnects else ""
+    return (
+        f"{stats.fps:.1f} frames/s, {stats.p50_ms:.0f} ms (p90 {stats.p90_ms:.0f}), {stats.dropped} dropped{lost}, "
+        f"{len(result.detections)} found"
+    )
+
+
+@contextlib.contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that is written over, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with notes().status("waiting for the first frame") as status:
+        yield status.update
+
+
+@contextlib.contextmanager
+def _changes(session: Session, watch: str | None, read: Callable[[str], Any]) -> Iterator[None]:
+    """Prompts changed while frames go on: by the file of `--watch`, else by lines typed at a terminal."""
+    over = threading.Event()
+    if watch is not None:
+        texts: Iterator[str] | None = _edits(watch, over)
+    else:
+        texts = _typed() if sys.stdin is not None and sys.stdin.isatty() else None
+    if texts is None:
+        yield
+        return
+    thread = threading.Thread(target=_follow, args=(session, texts, read, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if watch is not None:  # one that waits for a key ends with the process
+            thread.join()
+
+
+def _follow(
+    session: Session, texts: Iterator[str], read: Callable[[str], Any], over: threading.Event
+) -> None:
+    for text in texts:
+        if over.is_set():
+            return
+        try:
+            session.set_prompts(read(text))
+            say(f"prompts: {' '.join(text.split())}")
+        except EdgeClipError as error:
+            say(f"{error} The prompts stay as they were.")
+
+
+def _edits(path: str, over: threading.Event) -> Iterator[str]:
+    seen = _text(path)
+    while not over.wait(WATCH_S):
+        try:
+            text = _text(path)
+        except InputError:  # an editor is just replacing it
+            continue
+        if text != seen and text.strip():
+            seen = text
+            yield text
+
+
+def _typed() -> Iterator[str]:
+    return (line for line in sys.stdin if line.strip())
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"--watch {path}: cannot read the file ({reason}). Expected prompts in UTF-8, separated by commas or lines."
+        ) from error
+
+
+def _shown(source: str) -> str:
+    from edgeclip.runtime.video.sources import shown
+
+    return shown(source)
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise click.BadParameter(f"expected WIDTHxHEIGHT in pixels, e.g. 1280x720, got {value!r}.")
+    return int(width), int(height)

@@ -1,0 +1,1 @@
+"""Streams: frames from cameras, files and networks, detected, tracked, drawn and written."""
