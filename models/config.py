@@ -141,6 +141,16 @@ class ClipConfig:
     text: TextTowerConfig | None
     logit_bias: bool = False
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) of a picture; None: no image tower."""
+        return None if self.image is None else self.image.image_size
+
+    @property
+    def pooling(self) -> str:
+        """Of both towers, e.g. "cls/eos": part of a bundle's identity."""
+        return "/".join(tower.pool if tower else "" for tower in (self.image, self.text))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` reads it back."""
         towers = {

@@ -9,7 +9,7 @@ Shapes: N pictures, Q regions (patches, row by row), W tower width, D embedding 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,16 @@ class DetectorModelConfig:
         """D."""
         return self.detector.embed_dim
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of a picture."""
+        return self.detector.image_size
+
+    @property
+    def pooling(self) -> str:
+        """Part of a bundle's identity: every patch for itself, texts as their tower pools them."""
+        return f"patches/{self.text.pool}"
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` reads it back."""
         return asdict(self)
@@ -95,7 +105,8 @@ class Detector(nn.Module):
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        assert config.image.class_token
+        assert config.image.class_token, "each patch is multiplied with it"
+        assert config.image.pool == "cls"
         assert not config.image.projection
         self.config = config
         width = config.image.blocks.width
@@ -119,7 +130,9 @@ class Detector(nn.Module):
         scales = F.elu(self.scale(x)[..., 0]) + 1
         objectness = None
         if self.objectness_head is not None:
-            objectness = torch.sigmoid(self.objectness_head(x)[..., 0])
+            objectness = torch.sigmoid(
+                self.objectness_head(x.detach())[..., 0]
+            )  # OWLv2: trains the head, not the tower
         return Regions(
             boxes=corners(torch.sigmoid(self.box_head(x) + self.box_bias)),
             embeddings=self.embedding(x),
@@ -130,7 +143,7 @@ class Detector(nn.Module):
 
 
 class DetectorModel(DualEncoder):
-    """A detector and the text tower that shares its space. A region's logits are sigmoid logits; the scale of a pair of towers is 1."""
+    """A detector and the text tower that shares its space. Each region has its own scale and bias; that of the towers is 1 and none."""
 
     def __init__(self, config: DetectorModelConfig) -> None:
         super().__init__()
@@ -140,6 +153,11 @@ class DetectorModel(DualEncoder):
         self.text = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.zeros(()))  # its logarithm
         self.logit_bias = None
+
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """A region's labels do not compete."""
+        return "sigmoid"
 
     def logits(self, pixels: Tensor, input_ids: Tensor) -> Tensor:
         """(N, 3, H, W) and (P, L) -> (N, Q, P) logits of every region for every text."""

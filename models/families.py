@@ -178,6 +178,29 @@ FAMILIES: tuple[Family, ...] = (
         (Known("hf:clip-italian/clip-italian", "gpl-3.0"),),
     ),
     Family(
+        "OWL-ViT", ("Hugging Face owlvit",), "ViT that finds objects: a box, an embedding, a scale and a bias for each patch", "causal transformer",
+        ("patches/argmax",), "sigmoid", "QuickGELU; GELU in the heads", "squash, bicubic, OpenAI's mean and std; 768, large 840",
+        _BPE.replace("77", "16"),
+        (
+            Known("hf:google/owlvit-base-patch32", APACHE),
+            Known("hf:google/owlvit-base-patch16", APACHE),
+            Known("hf:google/owlvit-large-patch14", APACHE),
+        ),
+    ),
+    Family(
+        "OWLv2", ("Hugging Face owlv2",), "OWL-ViT's, and an objectness for each patch", "causal transformer",
+        ("patches/argmax",), "sigmoid", "QuickGELU; GELU in the heads",
+        "padded to a square, then scaled bilinearly behind a blur, OpenAI's mean and std; 960, large 1,008", _BPE.replace("77", "16"),
+        (
+            Known("hf:google/owlv2-base-patch16", APACHE),
+            Known("hf:google/owlv2-base-patch16-ensemble", APACHE),
+            Known("hf:google/owlv2-base-patch16-finetuned", APACHE),
+            Known("hf:google/owlv2-large-patch14", APACHE),
+            Known("hf:google/owlv2-large-patch14-ensemble", APACHE),
+            Known("hf:google/owlv2-large-patch14-finetuned", APACHE),
+        ),
+    ),
+    Family(
         "Single towers",
         ("Hugging Face clip_text_model", "Hugging Face clip_vision_model", "Hugging Face siglip_text_model", "Hugging Face siglip_vision_model"),
         "ViT or none", "transformer or none", ("cls/", "map/", "/eos", "/argmax", "/last"), "none", "as the config says",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeclip.models.nano_detector import NanoDetector, NanoDetectorConfig
 from edgeclip.models.source import DualEncoder
 
 
@@ -30,6 +31,12 @@ class NanoConfig:
     text_layers: int = 2
     context_length: int = 32
     pad_id: int = 0
+    detector: NanoDetectorConfig | None = None
+
+    @property
+    def pooling(self) -> str:
+        """Of both towers; part of a bundle's identity."""
+        return "avg/weighted"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` reads it back."""
@@ -41,6 +48,8 @@ class NanoConfig:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
+        if values.get("detector") is not None:
+            values["detector"] = NanoDetectorConfig(**values["detector"])
         return cls(**values)
 
 
@@ -106,7 +115,9 @@ class NanoText(nn.Module):
 
 
 class NanoCLIP(DualEncoder):
-    """Both towers and the logarithm of the scale of their cosine."""
+    """Both towers, the logarithm of the scale of their cosine, and, where the config has one, a detection head on the image tower."""
+
+    apart = ("detector.",)  # learned on towers that stay as they are: the embeddings' identity is that of the rest
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
@@ -115,3 +126,4 @@ class NanoCLIP(DualEncoder):
         self.text = NanoText(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = None
+        self.detector = None if config.detector is None else NanoDetector(config.detector, self.image)

@@ -24,6 +24,11 @@ class DualEncoder(nn.Module):
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
 
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """What makes scores of logits."""
+        return "softmax" if self.logit_bias is None else "sigmoid"
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) normalised pixels -> (N, D). Raises SourceError for a model without an image tower."""
         return self._run("image", pixels)

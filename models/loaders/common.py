@@ -9,9 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+from edgeclip.bundle.manifest import Detection, Licence, Preprocessing, TextSettings
 from edgeclip.errors import SourceError
-from edgeclip.models.clip import Clip
 from edgeclip.models.config import TextTowerConfig
 from edgeclip.models.source import DualEncoder, Request, Source
 
@@ -174,28 +173,31 @@ def make_source(
     request: Request,
     name: str,
     family: str,
-    model: Clip,
+    model: DualEncoder,
     *,
     preprocessing: Preprocessing | None,
     text: TextSettings | None,
     tokenizer_json: bytes,
     licence: Licence,
     digest: str,
+    templates: tuple[str, ...] = PHOTO_TEMPLATES,
+    detection: Detection | None = None,
 ) -> Source:
     """A loaded model as a Source: width, pooling and how scores are made follow from its config."""
-    config = model.config
+    config: Any = model.config
     return Source(
         spec=request.spec,
         name=name,
         family=family,
         model=model,
         embedding_dim=config.embed_dim,
-        activation="softmax" if model.logit_bias is None else "sigmoid",
+        activation=model.activation,
         preprocessing=preprocessing,
         text=text,
         tokenizer_json=tokenizer_json,
-        pooling="/".join(tower.pool if tower else "" for tower in (config.image, config.text)),
+        pooling=config.pooling,
         licence=licence,
         digest=digest,
-        templates=PHOTO_TEMPLATES,
+        templates=templates,
+        detection=detection,
     )

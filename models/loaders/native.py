@@ -11,10 +11,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from safetensors.torch import save
 
-from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
+from edgeclip.bundle.manifest import Detection, Licence, Preprocessing, TextSettings
 from edgeclip.errors import SourceError
 from edgeclip.files import new_folder, write_file
-from edgeclip.models.config import ClipConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights
 from edgeclip.models.loaders.tokenizer import read_tokenizer
@@ -26,10 +25,13 @@ WEIGHTS = ("model.safetensors",)
 PICKLES: tuple[str, ...] = ()
 SHARDS: tuple[str, ...] = ()
 
-# family -> module, model class, config class; a model offers `.config` with to_json and from_json
+# family -> module, model class, config class; a model offers `.config` with to_json and from_json, pooling, and what `_check_sizes` asks
 FAMILIES = {
     "clip": ("edgeclip.models.clip", "Clip", "ClipConfig"),
     "nano": ("edgeclip.models.nano", "NanoCLIP", "NanoConfig"),
+    "detector": ("edgeclip.models.detector", "DetectorModel", "DetectorModelConfig"),
+    "regions": ("edgeclip.models.regions", "RegionEncoder", "RegionConfig"),
+    "prompted": ("edgeclip.models.prompter", "PromptedClip", "PromptedConfig"),
 }
 _LAYERS = ("layers", "text_layers", "depths")
 T = TypeVar("T")
@@ -50,12 +52,13 @@ def save_source(
     tokenizer_json: bytes,
     licence: Licence,
     templates: tuple[str, ...] = ("{}",),
+    detection: Detection | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a checkpoint folder that `load_source` opens, whole or not at all.
 
     Args:
-        model: a `Clip` or `NanoCLIP`; its weights are saved in fp32 from whatever device they are on.
+        model: one of FAMILIES; its weights are saved in fp32 from whatever device they are on.
         overwrite: replace a folder that is there.
     Raises:
         InputError: the folder exists and `overwrite` is false.
@@ -73,6 +76,7 @@ def save_source(
         "text": text and asdict(text),
         "licence": asdict(licence),
         "templates": list(templates),
+        "detection": detection and asdict(detection),
     }
     state = {
         key: value.detach().float().cpu() if value.is_floating_point() else value.cpu()
@@ -92,9 +96,7 @@ def family_of(model: DualEncoder) -> tuple[str, str]:
     for family, (_, name, _) in FAMILIES.items():
         if type(model).__name__ == name:
             config: Any = model.config
-            if family == "nano":
-                return family, "avg/weighted"
-            return family, "/".join(tower.pool if tower else "" for tower in (config.image, config.text))
+            return family, config.pooling
     raise SourceError(
         f"{type(model).__name__}: no family of edgeclip checkpoints, expected one of {', '.join(FAMILIES)}."
     )
@@ -122,8 +124,9 @@ def load(folder: Path, name: str, request: Request) -> Source:
         preprocessing = data["preprocessing"] and _part(Preprocessing, data["preprocessing"])
         text = data["text"] and _part(TextSettings, data["text"])
         licence = _part(Licence, data["licence"])
+        detection = _detection(data.get("detection"))
         templates, pooling = tuple(map(str, data["templates"])), str(data["pooling"])
-        for part in (config, preprocessing, text, licence):
+        for part in (config, preprocessing, text, licence, detection):
             if part is not None:
                 _check_types(part)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -140,7 +143,7 @@ def load(folder: Path, name: str, request: Request) -> Source:
         family=family,
         model=model,
         embedding_dim=config.embed_dim,
-        activation="softmax" if model.logit_bias is None else "sigmoid",
+        activation=model.activation,
         preprocessing=preprocessing,
         text=text,
         tokenizer_json=read_tokenizer(request.tokenizer or folder / "tokenizer.json") if text else b"",
@@ -148,6 +151,7 @@ def load(folder: Path, name: str, request: Request) -> Source:
         licence=licence,
         digest=weights.digest,
         templates=templates,
+        detection=detection,
     )
 
 
@@ -184,11 +188,9 @@ def _check_sizes(
     path: Path, config: Any, preprocessing: Preprocessing | None, text: TextSettings | None
 ) -> None:
     """Raise SourceError where pictures or texts would be prepared for other towers than the config describes."""
-    if isinstance(config, ClipConfig):
-        size = config.image.image_size if config.image else None
-        length, rows = (config.text.context_length, config.text.vocab_size) if config.text else (0, 0)
-    else:
-        size, length, rows = (config.image_size,) * 2, config.context_length, config.vocab_size
+    size, words = config.image_size, getattr(config, "text", config)  # nano's config is of all its parts
+    size = (size, size) if isinstance(size, int) else size
+    length, rows = (words.context_length, words.vocab_size) if words else (0, 0)
     stated_size = preprocessing and preprocessing.size
     if stated_size != size:
         raise SourceError(f"{path}: preprocessing.size is {stated_size}, but the image tower takes {size}.")
@@ -206,3 +208,10 @@ def _check_sizes(
 
 def _part(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _detection(values: dict[str, Any] | None) -> Detection | None:
+    if values is None:  # also of folders that were written before there were detectors
+        return None
+    own = values["preprocessing"]
+    return _part(Detection, {**values, "preprocessing": own and _part(Preprocessing, own)})

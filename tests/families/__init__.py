@@ -30,6 +30,16 @@ Size = Literal["tiny", "real", "full"]
 
 
 @dataclass(frozen=True)
+class Detected:
+    """What a library's detector says of N pictures and P texts."""
+
+    boxes: torch.Tensor  # (N, Q, 4) xyxy, 0-1 of the input's sides
+    scores: torch.Tensor  # (N, Q, P) 0-1
+    embeddings: torch.Tensor  # (N, Q, D) unit rows of the regions
+    objectness: torch.Tensor | None  # (N, Q) 0-1
+
+
+@dataclass(frozen=True)
 class Written:
     """A checkpoint on disk, and what the library that wrote it says. None: it has no such part, or another model tests it."""
 
@@ -39,6 +49,7 @@ class Written:
     # texts -> (N, L) ids, cut and padded to the context length
     tokenize: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
     prepare: Callable[[Image.Image], NDArray[np.float32]] | None = None  # RGB picture -> (3, H, W)
+    detect: Callable[[torch.Tensor, torch.Tensor], Detected] | None = None  # normalised pixels and (P, L) ids
     # Largest difference of unit vectors that is noise here; where it is not the default, the module says what was measured.
     tolerance: float = 1e-6
     load: dict[str, Any] | None = None  # further arguments of load_source
@@ -59,6 +70,8 @@ FAMILIES: dict[str, str] = {
     "CLIPA": "tests.families.clipa",
     "OpenCLIP ViTs": "tests.families.openclip_vit",
     "TinyCLIP": "tests.families.tinyclip",
+    "OWL-ViT": "tests.families.owlvit",
+    "OWLv2": "tests.families.owlv2",
     "Single towers": "tests.families.single_towers",
     "OpenCLIP SigLIP": "tests.families.openclip_siglip",
     "MobileCLIP and MobileCLIP 2": "tests.families.mobileclip",
@@ -87,6 +100,7 @@ SLOW = {
     "clip-L/14", "siglip-SO400M/14-384", "ViT-M-16-alt", "clip-italian", "ViT-B-16-quickgelu",
     "ViT-B-32-SigLIP2-256", "SiglipVisionModel", "bert-ViT-B-32", "MobileCLIP2-S3", "ViTamin-S", "PE-Core-T-16-384", "MobileCLIP-B",
     "CLIPTextModel", "swin_base_patch4_window7_224",
+    "owlvit-base-patch32", "owlvit-base-patch16", "owlvit-large-patch14", "owlv2-base-patch16", "owlv2-large-patch14",
 }  # fmt: skip
 
 

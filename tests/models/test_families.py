@@ -14,6 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch.nn.functional import normalize
 
+from edgeclip.models.detector import DetectorModel
 from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
 from edgeclip.runtime.images import preprocess
@@ -63,11 +64,38 @@ def check_towers(source: Source, written: Written) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def check_detector(source: Source, written: Written) -> tuple[float, float]:
+    """-> largest difference of a box, as a share of the side, and of a score (0 without a detector); fails beyond the tolerance."""
+    if written.detect is None:
+        assert source.detection is None
+        return 0.0, 0.0
+    assert source.preprocessing is not None
+    assert isinstance(source.model, DetectorModel)
+    pixels = fixed_pixels(2, *source.preprocessing.size)
+    ids = torch.from_numpy(encoded(source, TEXTS)).long()
+    with torch.no_grad():
+        want, regions = written.detect(pixels, ids), source.model.detector(pixels)
+        scores = source.model.logits(pixels, ids).sigmoid()
+    assert float(want.scores.std(dim=2).mean()) > 0.01, "texts make no difference"
+    found = {
+        "boxes": (want.boxes, regions.boxes),
+        "scores": (want.scores, scores),
+        "embeddings": (want.embeddings, normalize(regions.embeddings, dim=-1)),
+    }
+    if want.objectness is not None:
+        found["objectness"] = (want.objectness, regions.objectness)
+    assert (want.objectness is None) == (regions.objectness is None)
+    apart = {name: float((theirs - ours).abs().max()) for name, (theirs, ours) in found.items()}
+    assert max(apart.values()) <= 4 * written.tolerance, apart  # a logit is up to 20 cosines
+    return apart["boxes"], apart["scores"]
+
+
 @pytest.mark.parametrize("name", tiered(lambda name: name not in SLOW))
 def test_embeddings_ids_and_pixels_are_the_librarys_own(name: str, tmp_path: Path) -> None:
     written = MODELS[name](tmp_path / "source", "real")
     source = load_source(written.spec, **(written.load or {}))
     check_towers(source, written)
+    check_detector(source, written)
     if written.tokenize is not None:
         check_ids(source, written)
     if written.prepare is not None:

@@ -1,8 +1,8 @@
 """Hugging Face folders: config.json, model.safetensors (or shards), preprocessor and tokenizer files.
 
 `model_type` in config.json names the family; each is one file beside this one and one line in `MODEL_TYPES`. A family's module
-offers FAMILY (its name in bundles), `read_config`, `rules`, `ignorable` and `read_text`, as `load` below calls them; and RENAMED where releases of transformers named
-tensors in several ways.
+offers FAMILY (its name in bundles), `read_config`, `rules`, `ignorable` and `read_text`, as `load` below calls them; RENAMED where
+releases of transformers named tensors in several ways; and what differs from CLIP: MODEL, PROCESSOR, TEMPLATES, DETECTION.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from edgeclip.errors import SourceError
 from edgeclip.models.clip import Clip
-from edgeclip.models.config import ClipConfig
 from edgeclip.models.loaders import common
 from edgeclip.models.loaders.checkpoint import fill, find_weights, read_json, read_weights, renamed
 from edgeclip.models.loaders.huggingface.preprocessing import read_preprocessing
@@ -34,6 +34,8 @@ MODEL_TYPES = {
     "clip_text_model": "edgeclip.models.loaders.huggingface.clip_tower",
     "clip_vision_model": "edgeclip.models.loaders.huggingface.clip_tower",
     "metaclip_2": "edgeclip.models.loaders.huggingface.metaclip_2",
+    "owlv2": "edgeclip.models.loaders.huggingface.owlv2",
+    "owlvit": "edgeclip.models.loaders.huggingface.owlvit",
     "siglip": "edgeclip.models.loaders.huggingface.siglip",
     "siglip_text_model": "edgeclip.models.loaders.huggingface.siglip_tower",
     "siglip_vision_model": "edgeclip.models.loaders.huggingface.siglip_tower",
@@ -61,13 +63,14 @@ def load(folder: Path, name: str, request: Request) -> Source:
     path = folder / "config.json"
     data = read_json(path)
     family = _family(data.get("model_type"), path)
-    config: ClipConfig = family.read_config(data, path)
+    config: Any = family.read_config(data, path)
     weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
     weights = renamed(weights, getattr(family, "RENAMED", {}))
-    if config.image is None or config.text is None:
-        # the scale belongs to a pair of towers: the cosines of one stand as they are
+    kind = getattr(family, "MODEL", Clip)
+    if kind is not Clip or config.image is None or config.text is None:
+        # the scale belongs to a pair of towers: the cosines of others stand as they are
         weights.tensors.setdefault("logit_scale", torch.zeros(()))
-    model = fill(lambda: Clip(config), weights, family.rules(config), family.ignorable)
+    model = fill(lambda: kind(config), weights, family.rules(config), family.ignorable)
     common.check_scale(model, weights.where)
     tokenizer_json, text = b"", None
     if config.text is not None:
@@ -78,12 +81,14 @@ def load(folder: Path, name: str, request: Request) -> Source:
         family.FAMILY,
         model,
         preprocessing=None
-        if config.image is None
-        else read_preprocessing(folder, config.image.image_size, getattr(family, "PROCESSOR", _PROCESSOR)),
+        if config.image_size is None
+        else read_preprocessing(folder, config.image_size, getattr(family, "PROCESSOR", _PROCESSOR)),
         text=text,
         tokenizer_json=tokenizer_json,
         licence=common.read_licence(folder),
         digest=weights.digest,
+        templates=getattr(family, "TEMPLATES", common.PHOTO_TEMPLATES),
+        detection=getattr(family, "DETECTION", None),
     )
 
 

@@ -40,9 +40,9 @@ def read_config(data: dict[str, Any], path: Path) -> ClipConfig:
     )
 
 
-def read_image(data: dict[str, Any], path: Path) -> ImageConfig:
-    """CLIP's vision_config as ours. Raises SourceError on an impossible value."""
-    image = section(data, "vision_config", _IMAGE, path)
+def read_image(data: dict[str, Any], path: Path, **defaults: Any) -> ImageConfig:
+    """CLIP's vision_config as ours; `defaults` of a relative. Raises SourceError on an impossible value."""
+    image = section(data, "vision_config", {**_IMAGE, **defaults}, path)
     sides = common.pair(image["patch_size"], f"{path}: patch_size")
     if sides[0] != sides[1] or image["num_channels"] != 3:
         raise SourceError(
@@ -55,9 +55,9 @@ def read_image(data: dict[str, Any], path: Path) -> ImageConfig:
     )
 
 
-def read_text_config(data: dict[str, Any], path: Path) -> TextConfig:
-    """CLIP's text_config as ours. Raises SourceError on an impossible value."""
-    text = section(data, "text_config", _TEXT, path)
+def read_text_config(data: dict[str, Any], path: Path, **defaults: Any) -> TextConfig:
+    """CLIP's text_config as ours; `defaults` of a relative. Raises SourceError on an impossible value."""
+    text = section(data, "text_config", {**_TEXT, **defaults}, path)
     eos = text["eos_token_id"]
     if type(eos) is not int:
         raise SourceError(f"{path}: expected one eos_token_id, got {eos!r}.")

@@ -20,6 +20,15 @@ _HALF: dict[str, Any] = {
     **{"size": {"height": 224, "width": 224}, "do_center_crop": False},
     **{"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3},
 }
+# Pads to a square, below and on the right, before it scales as scikit-image does: neither is said in the file.
+_OWLV2: dict[str, Any] = {
+    **{"size": {"height": 960, "width": 960}, "do_center_crop": False, "do_pad": True, "resample": 2},
+    **{"image_mean": common.OPENAI_MEAN, "image_std": common.OPENAI_STD, "square": True},
+}
+_OWLVIT: dict[str, Any] = {
+    **{"size": {"height": 768, "width": 768}, "do_center_crop": False, "crop_size": 768, "resample": 3},
+    **{"image_mean": common.OPENAI_MEAN, "image_std": common.OPENAI_STD, "square": True},
+}
 # image_processor_type, without the ending of its backend -> what transformers takes for a key that the file leaves out
 PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
@@ -27,6 +36,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "ChineseCLIPImageProcessor": _CLIP,
     "ChineseCLIPFeatureExtractor": _CLIP,
     "BitImageProcessor": _CLIP,
+    "OwlViTImageProcessor": _OWLVIT,
+    "OwlViTFeatureExtractor": _OWLVIT,
+    "Owlv2ImageProcessor": _OWLV2,
     "SiglipImageProcessor": {**_HALF, "resample": 3},
     "ViTImageProcessor": {**_HALF, "resample": 2, "square": True},
     "ViTFeatureExtractor": {**_HALF, "resample": 2, "square": True},
@@ -60,10 +72,17 @@ def read_preprocessing(
                 f"{folder}: no preprocessor_config.json, so how pictures are prepared is unknown. "
                 "Copy it from the model that this one was trained from."
             )
-    data = _over_defaults(data, path, default)
-    if not data.get("do_resize", True) or not data.get("do_rescale", True):
+    defaults = _defaults(data, path, default)
+    data = {**defaults, **{key: value for key, value in data.items() if value is not None}}
+    # "rescale": in the first files of OWL-ViT
+    if not data.get("do_resize", True) or not data.get("do_rescale", data.get("rescale", True)):
         raise SourceError(f"{path}: do_resize and do_rescale must be true.")
-    if step := next((name for name in _STEPS if data.get(name)), None):
+    padded = defaults.get("do_pad", False)
+    if padded and (data["do_pad"] is not True or data["resample"] != defaults["resample"]):
+        raise SourceError(
+            f"{path}: expected do_pad true and resample {defaults['resample']}, got {data['do_pad']!r} and {data['resample']!r}."
+        )
+    if step := next((name for name in _STEPS if data.get(name) and not defaults.get(name)), None):
         raise SourceError(f"{path}: {step} is {data[step]!r}, which edgeclip cannot do.")
     factor, resample = data.get("rescale_factor", 1 / 255), data["resample"]
     if type(factor) not in (int, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
@@ -77,6 +96,8 @@ def read_preprocessing(
     size, resize = _sizes(data, path)
     if size != image_size:
         raise SourceError(f"{path}: makes pictures of {size}, but the image tower takes {image_size} (H, W).")
+    if padded:
+        return Preprocessing(size, "pad", "gaussian", mean, std, pad_anchor="top_left", pad_first=True)
     return Preprocessing(
         size=size,
         mode="shortest_crop" if resize else "squash",
@@ -87,7 +108,7 @@ def read_preprocessing(
     )
 
 
-def _over_defaults(data: dict[str, Any], path: Path, default: str) -> dict[str, Any]:
+def _defaults(data: dict[str, Any], path: Path, default: str) -> dict[str, Any]:
     named = data.get("image_processor_type") or data.get("feature_extractor_type") or default
     kind = str(named)
     for backend in _BACKENDS:
@@ -97,14 +118,16 @@ def _over_defaults(data: dict[str, Any], path: Path, default: str) -> dict[str, 
             f"{path}: image_processor_type is {named!r}, expected one of {', '.join(PROCESSORS)} "
             f"(also with {' or '.join(_BACKENDS)})."
         )
-    return {**PROCESSORS[kind], **{key: value for key, value in data.items() if value is not None}}
+    return PROCESSORS[kind]
 
 
 def _sizes(data: dict[str, Any], path: Path) -> tuple[tuple[int, int], int]:
     """-> ((H, W) of the result, target of the shorter side or 0 for squashing)."""
     size = data["size"]
     if type(size) is int:
-        size = {"height": size, "width": size} if data.get("square") else {"shortest_edge": size}
+        size = [size, size] if data.get("square") else {"shortest_edge": size}
+    if isinstance(size, list) and len(size) == 2:  # as OWL-ViT's first files have it
+        size = {"height": size[0], "width": size[1]}
     crop = data.get("crop_size", 224) if data["do_center_crop"] else None
     if isinstance(crop, dict):
         crop = [crop.get("height"), crop.get("width")]
