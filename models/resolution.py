@@ -58,7 +58,8 @@ def at_resolution(source: Source, size: Size) -> Source:
         **source.model._modules,
         "image": made,
     }  # a copy of a module shares the table of its parts
-    model.config = replace(model.config, image=made.config)
+    config: Any = model.config
+    model.config = replace(config, image=made.config)
     return replace(source, model=model, preprocessing=_preprocessing(spec, size))
 
 

@@ -89,15 +89,8 @@ class Checkpoints:
         """Write one checkpoint, whole or not at all; then move the pointers, then take old ones away."""
         folder = self.at(progress.step)
         with new_folder(folder, overwrite=True) as scratch:
-            save_source(
-                scratch / "model",
-                model=source.model if average is None else average.model,  # type: ignore[arg-type]
-                preprocessing=source.preprocessing,
-                text=source.text,
-                tokenizer_json=source.tokenizer_json,
-                licence=source.licence,
-                templates=source.templates,
-            )
+            shipped = source if average is None else replace(source, model=average.model)  # type: ignore[arg-type]
+            write_source(scratch / "model", shipped)
             tensors = optimizer_state(source.model, optimizer)
             if average is not None:
                 tensors |= {f"weights/{name}": value for name, value in source.model.state_dict().items()}
@@ -123,6 +116,21 @@ class Checkpoints:
         ]:  # the latter: half-written ones of a run that was killed
             if folder != best:
                 shutil.rmtree(folder)
+
+
+def write_source(folder: Path, source: Source) -> None:
+    """The source as a folder that `load_source` opens, in place of what is there."""
+    save_source(
+        folder,
+        model=source.model,
+        preprocessing=source.preprocessing,
+        text=source.text,
+        tokenizer_json=source.tokenizer_json,
+        licence=source.licence,
+        templates=source.templates,
+        detection=source.detection,
+        overwrite=True,
+    )
 
 
 def read_progress(folder: Path) -> Progress:

@@ -25,11 +25,13 @@ from edgeclip.errors import TrainingError
 from edgeclip.files import new_folder
 from edgeclip.models.loaders.native import family_of
 from edgeclip.models.source import DualEncoder, Source
+from edgeclip.models.sources import load_source
 from edgeclip.models.training import checkpoint, distributed
 from edgeclip.models.training.batch import Batches, to_device
 from edgeclip.models.training.checkpoint import Checkpoints, Progress
 from edgeclip.models.training.data import batches as find_batches
 from edgeclip.models.training.distributed import Shard
+from edgeclip.models.training.freeze import ensemble, freeze
 from edgeclip.models.training.interrupt import StopRequest, stop_on_signals
 from edgeclip.models.training.metrics import Clock, Metrics
 from edgeclip.models.training.objectives import Objectives
@@ -128,6 +130,7 @@ class _Run:
         if any(name.startswith("weights/") for name in tensors):
             checkpoint.running_weights(source.model, tensors)
         self.source = replace(source, model=source.model.to(device).requires_grad_(True).train())
+        freeze(self.model, recipe)
         if self.average is not None:
             self.average.model.to(device)
         self.optimizer = make_optimizer(self.model, recipe)
@@ -136,7 +139,7 @@ class _Run:
         self._check_data()
         check_splittable(self.model, recipe.accumulate, shard)
         self.log_every, self.checkpoint_every = recipe.log_every, recipe.checkpoint_every
-        self.workers = recipe.workers
+        self.workers, self.share = recipe.workers, recipe.ensemble
         self.metrics: Metrics | None = None
         self.step = partial(
             backward,
@@ -264,11 +267,21 @@ class _Run:
         target = self.output / "model"
         if self.shard.rank == 0:
             with new_folder(target, overwrite=True) as scratch:
-                shutil.copytree(chosen / "model", scratch, dirs_exist_ok=True)
+                if self.share < 1:
+                    self._ship_ensemble(chosen / "model", scratch)
+                else:
+                    shutil.copytree(chosen / "model", scratch, dirs_exist_ok=True)
         distributed.wait(self.shard)
         return TrainResult(
             target, done.step, done.loss, done.best_step, done.best_score, done.unreadable, 0.0
         )
+
+    def _ship_ensemble(self, chosen: Path, target: Path) -> None:
+        """The chosen model's weights with a share of those that the run started from; the seed makes a new part's start again."""
+        torch.manual_seed(self.recipe.seed)
+        first, source = start(self.recipe), load_source(str(chosen))
+        ensemble(source.model, first.model, self.share)
+        checkpoint.write_source(target, source)
 
 
 @contextlib.contextmanager

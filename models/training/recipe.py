@@ -14,7 +14,7 @@ from edgeclip.models.config import ClipConfig
 from edgeclip.models.training import settings
 
 # What a resumed run may change: none of it touches the numbers. (`data` may move; its pairs are compared by their keys.)
-FREE = {"name", "data", "device", "workers", "log_every", "checkpoint_every", "keep_checkpoints"}
+FREE = {"name", "data", "images", "device", "workers", "log_every", "checkpoint_every", "keep_checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,26 @@ class Recipe:
     # The model: an entry of starts.STARTS, or a callable (recipe) -> Source
     model: str | Callable[..., Any] = "source"
     init_from: str = ""  # "source": the spec to start from, e.g. openclip:ViT-B-32/laion2b_s34b_b79k
+    resolution: int = 0  # "source", "regions", "prompter": side of the pictures; 0 = the source's own
     clip: ClipConfig | None = None  # "scratch": the sizes of a new CLIP
     tokenizer: str = ""  # "scratch": a tokenizer.json; "" learns one from the captions
     preprocessing: Preprocessing | None = (
         None  # None: the source's own; "scratch": squash to the tower's size, 0.5
     )
+    frozen: tuple[str, ...] = ()  # parts that are not trained: what parameters' names start with, e.g. text
+    last_blocks: int = (
+        0  # the image tower trains its last so many blocks and what comes behind them; 0 = all of it
+    )
+    ensemble: float = (
+        1.0  # share of the trained weights in those that are shipped; the rest is the weights of the start
+    )
     licence: Licence | None = None  # None: the source's own, with a warning that the data's is unknown
     # The pairs
-    data: str = ""  # folder, .csv, .tsv, .jsonl, tar shards, or shapes:N
+    data: str = (
+        ""  # folder, .csv, .tsv, .jsonl, tar shards, or shapes:N; for batches=regions COCO's .json or .jsonl
+    )
+    images: str = ""  # batches=regions: folder of the pictures; "" = beside the data
+    regions: int = 4  # batches=regions: boxes of a picture that meet in one loss, at most
     data_format: str = "auto"  # an entry of data.FORMATS
     templates: tuple[str, ...] = (
         "{}",
@@ -137,6 +149,10 @@ class Recipe:
             TrainingError: names the first setting that differs, both values, and what to do.
         """
         wanted = json.loads(json.dumps(self.to_json()))
+        saved = {
+            **json.loads(json.dumps(Recipe().to_json())),
+            **saved,
+        }  # an older run did not know all settings
         for name in [*wanted, *(key for key in saved if key not in wanted)]:
             if name not in FREE and saved.get(name) != wanted.get(name):
                 raise TrainingError(
@@ -176,6 +192,10 @@ def _plain(value: Any) -> Any:
 
 def _check_ranges(recipe: Recipe) -> None:
     limits = {  # setting -> (whether it holds, what was expected)
+        "resolution": (recipe.resolution >= 0, "0 or more"),
+        "last_blocks": (recipe.last_blocks >= 0, "0 or more"),
+        "ensemble": (0 < recipe.ensemble <= 1, "above 0, to 1"),
+        "regions": (recipe.regions >= 1, "1 or more"),
         "steps": (recipe.steps >= 1, "1 or more"),
         "batch_size": (recipe.batch_size >= 2, "2 or more: a contrast needs another pair"),
         "accumulate": (

@@ -14,6 +14,9 @@ from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.models.clip import Attention, Clip, ImageTower, Mlp, TextTower
 from edgeclip.models.config import ImageConfig, TextConfig
+from edgeclip.models.prompter import PromptedClip
+from edgeclip.models.regions import with_regions
+from edgeclip.models.resolution import at_resolution
 from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
 from edgeclip.models.training.data import open_pairs
@@ -60,7 +63,24 @@ def from_source(recipe: Recipe) -> Source:
             raise TrainingError(
                 f"init_from: {recipe.init_from} has no {tower} tower, and training needs both. Name the whole model."
             )
-    return source
+    return at_resolution(source, (recipe.resolution,) * 2) if recipe.resolution else source
+
+
+def region_encoder(recipe: Recipe) -> Source:
+    """The source, and a dense map of its image tower that boxes are pooled from (models/regions.py)."""
+    return with_regions(from_source(recipe))
+
+
+def prompter(recipe: Recipe) -> Source:
+    """The source, and a new prompter that is asked with boxes, points and texts (models/prompter.py)."""
+    source = from_source(recipe)
+    if isinstance(source.model, PromptedClip):
+        return source
+    if not isinstance(source.model, Clip):
+        raise TrainingError(
+            f"model: a prompter asks a plain CLIP, {recipe.init_from} is a {type(source.model).__name__}. Start from another source."
+        )
+    return replace(source, model=PromptedClip.of(source.model))
 
 
 def from_scratch(recipe: Recipe) -> Source:
@@ -102,7 +122,12 @@ def from_scratch(recipe: Recipe) -> Source:
     )
 
 
-STARTS: dict[str, Callable[[Recipe], Source]] = {"source": from_source, "scratch": from_scratch}
+STARTS: dict[str, Callable[[Recipe], Source]] = {
+    "source": from_source,
+    "scratch": from_scratch,
+    "regions": region_encoder,
+    "prompter": prompter,
+}
 
 
 def read_tokenizer(path: Path, text: TextConfig) -> Tokenizer:

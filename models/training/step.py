@@ -21,6 +21,7 @@ from edgeclip.models.source import DualEncoder
 from edgeclip.models.training import distributed
 from edgeclip.models.training.batch import PairBatch, split
 from edgeclip.models.training.distributed import Shard
+from edgeclip.models.training.encode_regions import encode_mosaics, encode_regions
 from edgeclip.models.training.objectives import Objectives
 from edgeclip.models.training.settings import nearest
 
@@ -39,7 +40,7 @@ def encode_pairs(model: DualEncoder, batch: PairBatch) -> dict[str, Tensor]:
     return features
 
 
-ENCODERS: dict[str, Encode] = {"pairs": encode_pairs}
+ENCODERS: dict[str, Encode] = {"pairs": encode_pairs, "mosaics": encode_mosaics, "regions": encode_regions}
 
 
 def encoder(entry: str | Encode) -> Encode:

@@ -1,4 +1,4 @@
-"""Retrieval among held-out pairs."""
+"""Retrieval among held-out pairs, and of the texts of held-out regions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from edgeclip.models.source import DualEncoder
 from edgeclip.models.training.batch import PairBatch, to_device
+from edgeclip.models.training.region_towers import region_embeddings
 
 
 @torch.no_grad()
@@ -38,6 +39,32 @@ def retrieval(model: DualEncoder, batches: Iterable[PairBatch], device: torch.de
         "text_to_image_r1": back,
         "pairs": float(len(image)),
     }
+
+
+@torch.no_grad()
+def region_recall(
+    model: DualEncoder, regions: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], device: torch.device
+) -> dict[str, float]:
+    """Score whether held-out regions find their texts among those of all of them.
+
+    Args:
+        regions: (pixels (N, 3, H, W), boxes (N, M, 4), ids of their texts (N * M, L), groups (N, M)): N and M may differ from one to
+            the next.
+    Returns:
+        "region_r1" in 0-1, and "regions", how many. {} without any.
+    """
+    found, texts, groups = [], [], []
+    training = model.training
+    model.eval()
+    for pixels, boxes, input_ids, group in regions:
+        found.append(region_embeddings(model, pixels.to(device), boxes.to(device)).flatten(0, 1))
+        texts.append(F.normalize(model.encode_text(input_ids.to(device)).float(), dim=-1))
+        groups.append(group.flatten().to(device))
+    model.train(training)
+    if not found:
+        return {}
+    region, text, all_groups = torch.cat(found), torch.cat(texts), torch.cat(groups)
+    return {"region_r1": recall_at_1(region, text, all_groups), "regions": float(len(region))}
 
 
 def recall_at_1(queries: Tensor, items: Tensor, groups: Tensor) -> float:

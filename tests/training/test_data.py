@@ -19,7 +19,8 @@ from edgeclip.errors import TrainingError
 from edgeclip.models.training import Augmentation, Recipe
 from edgeclip.models.training.data import open_pairs
 from edgeclip.models.training.data.augment import augmented
-from edgeclip.models.training.data.pairs import ShuffledPairs, split_by_hash
+from edgeclip.models.training.data.pairs import ShuffledPairs
+from edgeclip.models.training.data.shuffled import split_by_hash
 from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.starts import start
 from edgeclip.runtime.images import Picture, preprocess
@@ -184,7 +185,7 @@ def ids(batches: ShuffledPairs, step: int) -> list[tuple[int, ...]]:
 def test_an_epoch_shows_every_training_pair_once_and_no_other() -> None:
     batches = stream(tiny(validation_share=0.2, batch_size=16))
     shown = Counter(row for step in range(6) for row in ids(batches, step))
-    assert len(batches._train) == 96  # of 120: six batches of 16
+    assert len(batches.shuffled.train) == 96  # of 120: six batches of 16
     assert set(shown.values()) == {1}
     assert len(shown) == 96
     assert ids(batches, 0) != ids(batches, 6)  # the next epoch has another order

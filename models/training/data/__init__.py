@@ -33,7 +33,11 @@ FORMATS = {
 }
 
 # How pairs become batches: module, class. A class takes (recipe, source, shard).
-BATCHES = {"pairs": ("edgeclip.models.training.data.pairs", "ShuffledPairs")}
+BATCHES = {
+    "pairs": ("edgeclip.models.training.data.pairs", "ShuffledPairs"),
+    "mosaics": ("edgeclip.models.training.data.mosaics", "Mosaics"),
+    "regions": ("edgeclip.models.training.data.region_batches", "RegionPairs"),
+}
 
 
 def open_pairs(location: str, data_format: str = "auto") -> Pairs:

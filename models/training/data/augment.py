@@ -1,8 +1,9 @@
-"""One training picture: a random crop of it, resized, recoloured and normalised. Pillow and numpy only."""
+"""One training picture: a random crop of it, resized, recoloured and normalised; boxes go along. Pillow and numpy only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
@@ -11,7 +12,9 @@ from PIL import Image
 
 from edgeclip.bundle.manifest import Preprocessing
 from edgeclip.models.training.recipe import Augmentation
+from edgeclip.runtime.images import Preprocessor
 from edgeclip.runtime.images.decode import Picture, decode
+from edgeclip.runtime.images.geometry import to_input
 from edgeclip.runtime.images.resize import Box, reduce_first, resize_crop
 
 _RESAMPLE = {
@@ -21,6 +24,8 @@ _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
 }
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+# (R, 4) boxes in pixels of the picture -> (R, 4) float32 on the view made of it, 0-1 of its sides; they may reach beyond
+Placing = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _KEEP = 2  # decode a JPEG no smaller than twice what the crop needs
 
 
@@ -38,6 +43,13 @@ def augmented(
     Raises:
         InputError: the picture cannot be decoded.
     """
+    return placed(picture, spec, how, rng, where)[0]
+
+
+def placed(
+    picture: Picture, spec: Preprocessing, how: Augmentation, rng: Generator, where: str
+) -> tuple[NDArray[np.float32], Placing]:
+    """As `augmented`, with the way of boxes."""
     height, width = spec.size
     share = rng.uniform(*how.crop_scale)
     shape = math.exp(rng.uniform(math.log(how.crop_ratio[0]), math.log(how.crop_ratio[1])))
@@ -60,12 +72,39 @@ def augmented(
     box = x0 + left * x, y0 + top * y, min(x0 + right * x, x1), min(y0 + bottom * y, y1)
     image, box = reduce_first(found.image, (width, height), box, 3.0)
     resized = resize_crop(image, (width, height), box, _RESAMPLE[spec.resample])
-    pixels: NDArray[np.float32] = np.asarray(resized, np.float32) / np.float32(255)
-    if rng.random() < how.flip:
-        pixels = pixels[:, ::-1]
-    pixels = _recoloured(pixels, how, rng)
+    pixels, turn = _finished(np.asarray(resized), spec, how, rng)
+    origin = np.array([left, top] * 2, np.float32)
+    size = np.array([right - left, bottom - top] * 2, np.float32)
+    return pixels, lambda boxes: turn((boxes - origin) / size)
+
+
+def whole(
+    picture: Picture, prepare: Preprocessor, how: Augmentation, rng: Generator, where: str
+) -> tuple[NDArray[np.float32], Placing]:
+    """As `placed`, of the whole picture as the runtime lays it out; the crop that `how` allows is left aside."""
+    view = np.empty((*prepare.spec.size, 3), np.uint8)
+    size = prepare.into(picture, view, where=where)
+    pixels, turn = _finished(view, prepare.spec, how, rng)
+    return pixels, lambda boxes: turn(to_input(boxes, prepare.spec, size))
+
+
+def _finished(
+    view: NDArray[np.uint8], spec: Preprocessing, how: Augmentation, rng: Generator
+) -> tuple[NDArray[np.float32], Placing]:
+    """(H, W, 3) uint8 -> (3, H, W) float32, perhaps flipped, recoloured, normalised; and what that does to boxes of 0-1."""
+    pixels: NDArray[np.float32] = view.astype(np.float32) / np.float32(255)
+    flipped = rng.random() < how.flip
+    pixels = _recoloured(pixels[:, ::-1] if flipped else pixels, how, rng)
     normalised = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1), np.float32)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1), np.float32), _mirrored if flipped else _kept
+
+
+def _mirrored(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def _kept(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return boxes
 
 
 def _recoloured(pixels: NDArray[np.float32], how: Augmentation, rng: Generator) -> NDArray[np.float32]:

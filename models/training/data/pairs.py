@@ -1,11 +1,10 @@
-"""Batches of pairs in an order that the seed alone decides, so that any step's batch can be made at any time."""
+"""Batches of pairs: a view of each picture, and one of its captions."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,31 +13,30 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from edgeclip.bundle.manifest import Preprocessing
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.models.source import DualEncoder, Source
 from edgeclip.models.training.batch import PairBatch
-from edgeclip.models.training.data import open_pairs
+from edgeclip.models.training.data import Pairs, open_pairs
 from edgeclip.models.training.data.augment import augmented
+from edgeclip.models.training.data.shuffled import Shuffled
 from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.objectives import Objectives
 from edgeclip.models.training.recipe import Recipe
 from edgeclip.models.training.validation import retrieval
-from edgeclip.runtime.images import Picture, Preprocessor
+from edgeclip.runtime.images import Preprocessor
 from edgeclip.runtime.text import TextEncoder
-
-TRIES = 20  # unreadable pairs in a row, after which the data is held to be gone
 
 log = logging.getLogger(__name__)
 
 
 class ShuffledPairs:
-    """Epochs of all training pairs, each in its own order. What does not fill a batch waits for another epoch's order."""
+    """The training pairs in shuffled epochs; the held-out ones are scored by retrieval."""
 
     def __init__(self, recipe: Recipe, source: Source, shard: Shard) -> None:
-        self._pairs = open_pairs(recipe.data, recipe.data_format)
-        self._train, held_out = split_by_hash(self._pairs.keys, recipe.validation_share)
-        self._held_out = held_out[: recipe.validation_pairs]
-        self._size, self._seed, self._shard = recipe.batch_size, recipe.seed, shard
+        self._pairs = self._open(recipe)
+        self.shuffled = Shuffled(recipe, self._pairs.keys, shard)
+        self.fingerprint = self.shuffled.fingerprint
         self._augmentation, self._templates = recipe.augmentation, recipe.templates
         self._two_views = "image_b" in Objectives(recipe.objectives).wanted
         if source.preprocessing is None or source.text is None:
@@ -46,12 +44,9 @@ class ShuffledPairs:
         self._spec = source.preprocessing
         self._prepare = Preprocessor(source.preprocessing)
         self._text = TextEncoder(Tokenizer.from_str(source.tokenizer_json.decode()), source.text)
-        if len(self._train) < self._size:
-            raise TrainingError(
-                f"{recipe.data}: {len(self._train)} training pairs ({len(held_out)} held out), fewer than batch_size {self._size}."
-            )
-        self.fingerprint = hashlib.sha256("\n".join(self._pairs.keys).encode(errors="replace")).hexdigest()
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _open(self, recipe: Recipe) -> Pairs:
+        return open_pairs(recipe.data, recipe.data_format)
 
     def batch(self, step: int) -> PairBatch:
         """This process's part of the step's batch.
@@ -59,17 +54,16 @@ class ShuffledPairs:
         Raises:
             TrainingError: no readable pair could be found.
         """
-        epoch, place = divmod(step, len(self._train) // self._size)
-        part = self._size // self._shard.world
-        first = place * self._size + self._shard.rank * part
-        rows = [self._row(step, first + i, int(self._order(epoch)[first + i])) for i in range(part)]
-        views, captions, groups, unreadable = zip(*rows, strict=True)
+        rows, unreadable = self.shuffled.draw(
+            step, lambda place, index, rng: self._row(index, rng, self._spec)
+        )
+        views, captions, groups = zip(*rows, strict=True)
         return PairBatch(
-            pixels=_stack([view[0] for view in views]),
+            pixels=stack([view[0] for view in views]),
             input_ids=self._ids(captions),
             groups=torch.tensor(groups),
-            second=_stack([view[1] for view in views]) if self._two_views else None,
-            unreadable=tuple(key for keys in unreadable for key in keys),
+            second=stack([view[1] for view in views]) if self._two_views else None,
+            unreadable=unreadable,
         )
 
     def validate(self, model: DualEncoder, device: torch.device) -> dict[str, float]:
@@ -77,75 +71,61 @@ class ShuffledPairs:
         return retrieval(model, self._validation(), device)
 
     def _validation(self) -> Iterator[PairBatch]:
-        for start in range(0, len(self._held_out), 64):
-            views, captions = [], []
-            for index in self._held_out[start : start + 64]:
-                try:
-                    picture, texts = self._pairs.read(int(index))
-                    view = np.empty((3, *self._spec.size), np.float32)
-                    self._prepare.into(picture, view, where=self._pairs.keys[index])
-                except (InputError, OSError) as error:
-                    log.warning("left out of validation: %s", error)
-                    continue
-                views.append(view)
-                captions.append(texts[0])
-            if views:
-                groups = torch.tensor([_group(caption) for caption in captions])
-                yield PairBatch(
-                    _stack(views), self._ids([self._templates[0].replace("{}", c) for c in captions]), groups
-                )
+        for rows in self._held_out_rows(64, lambda place: self._prepare):
+            views, captions = zip(*rows, strict=True)
+            groups = torch.tensor([group_of(caption) for caption in captions])
+            yield PairBatch(stack(views), self._ids(self._first_template(captions)), groups)
+
+    def _held_out_rows(
+        self, size: int, prepare: Callable[[int], Preprocessor]
+    ) -> Iterator[list[tuple[NDArray[np.float32], str]]]:
+        """(the runtime's picture, first caption) of every held-out pair that can be read, `size` at a time; the last may be fewer."""
+        rows: list[tuple[NDArray[np.float32], str]] = []
+        for index in self.shuffled.held_out:
+            try:
+                picture, texts = self._pairs.read(int(index))
+                prepared = prepare(len(rows))
+                view = np.empty((3, *prepared.spec.size), np.float32)
+                prepared.into(picture, view, where=self._pairs.keys[index])
+            except (InputError, OSError) as error:
+                log.warning("left out of validation: %s", error)
+                continue
+            rows.append((view, texts[0]))
+            if len(rows) == size:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
 
     def _row(
-        self, step: int, place: int, index: int
-    ) -> tuple[list[NDArray[np.float32]], str, int, list[str]]:
-        """(views, caption, group, keys that could not be read): a pair, or the replacement that its place's dice choose."""
-        unreadable: list[str] = []
-        for attempt in range(TRIES):
-            rng = np.random.default_rng((self._seed, step, place, attempt))
-            if attempt:
-                index = int(rng.choice(self._train))
-            try:
-                picture, captions = self._pairs.read(index)
-                caption = captions[int(rng.integers(len(captions)))]
-                text = self._templates[int(rng.integers(len(self._templates)))].replace("{}", caption)
-                return self._views(picture, index, rng), text, _group(caption), unreadable
-            except (InputError, OSError) as error:
-                log.debug("unreadable: %s", error)
-                unreadable.append(self._pairs.keys[index])
-        raise TrainingError(
-            f"{unreadable[0]}: unreadable, and so were {TRIES - 1} pairs drawn in its place. Is the data still there?"
-        )
-
-    def _views(self, picture: Picture, index: int, rng: Generator) -> list[NDArray[np.float32]]:
-        where = self._pairs.keys[index]
-        return [
-            augmented(picture, self._spec, self._augmentation, rng, where) for _ in range(1 + self._two_views)
+        self, index: int, rng: Generator, spec: Preprocessing
+    ) -> tuple[list[NDArray[np.float32]], str, int]:
+        """(views, caption, group) of a pair."""
+        picture, captions = self._pairs.read(index)
+        caption = captions[int(rng.integers(len(captions)))]
+        text = self._in_template(caption, rng)
+        views = [
+            augmented(picture, spec, self._augmentation, rng, self._pairs.keys[index])
+            for _ in range(1 + self._two_views)
         ]
+        return views, text, group_of(caption)
+
+    def _in_template(self, text: str, rng: Generator) -> str:
+        return self._templates[int(rng.integers(len(self._templates)))].replace("{}", text)
+
+    def _first_template(self, texts: Sequence[str]) -> list[str]:
+        return [self._templates[0].replace("{}", text) for text in texts]
 
     def _ids(self, texts: Sequence[str]) -> Tensor:
         return torch.from_numpy(self._text.encode(texts).input_ids).long()
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._train)
 
-
-def split_by_hash(keys: Sequence[str], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, held-out) indices. A key's own hash decides, so that adding pairs moves none from one side to the other."""
-    limit = int(share * 2**32)
-    drawn = np.array(
-        [
-            int.from_bytes(hashlib.sha256(key.encode(errors="replace")).digest()[:4], "big") < limit
-            for key in keys
-        ]
-    )
-    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
-
-
-def _group(caption: str) -> int:
+def group_of(caption: str) -> int:
     """A number that pairs with the same caption share."""
     digest = hashlib.sha256(" ".join(caption.lower().split()).encode(errors="replace")).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _stack(views: Sequence[NDArray[np.float32]]) -> Tensor:
+def stack(views: Sequence[NDArray[np.float32]]) -> Tensor:
+    """N (3, H, W) arrays -> (N, 3, H, W)."""
     return torch.from_numpy(np.stack(views))

@@ -2,7 +2,9 @@
 
 An objective is a pure function of tensors: no rank, no gather, no cache inside. It asks for features by the names of its
 parameters. Those that every run offers: `scale` () and `bias` () of the model, both as they multiply and add to the cosine.
-Those of the encoder "pairs": `image` (B, D), `text` (B, D), `groups` (B,), and `image_b` (B, D), a second view.
+Those of the encoder "pairs": `image` (B, D), `text` (B, D), `groups` (B,), and `image_b` (B, D), a second view. "mosaics" offers
+the first three: there a pair's `image` may be its tile of a mosaic, so that CLIM's loss is `info_nce` itself. "regions" adds
+`regions` (B, M, D), `region_texts` (B, M, D), `named` (B, M), `boxes` (B, M, 4) and, of a model that grounds texts, `grounded`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ OBJECTIVES = {
     "sigmoid": "edgeclip.models.training.objectives.sigmoid",
     "multi_positive": "edgeclip.models.training.objectives.multi_positive",
     "image_contrast": "edgeclip.models.training.objectives.image_contrast",
+    "region_text": "edgeclip.models.training.objectives.region_text",
+    "grounding": "edgeclip.models.training.objectives.grounding",
 }
 
 

@@ -16,6 +16,8 @@ RECIPES = {
     "clip_vit_tiny": "edgeclip.models.training.recipes.clip_vit_tiny",
     "siglip_vit_tiny": "edgeclip.models.training.recipes.siglip_vit_tiny",
     "finetune": "edgeclip.models.training.recipes.finetune",
+    "clim_finetune": "edgeclip.models.training.recipes.clim_finetune",
+    "cloc": "edgeclip.models.training.recipes.cloc",
 }
 
 

@@ -2,7 +2,7 @@
 
 Command:  edgeclip train finetune -o runs/mine --set init_from=openclip:ViT-B-32/laion2b_s34b_b79k --set data=pairs.csv
           Less memory: --set accumulate=8. Several GPUs: torchrun --nproc-per-node 4 -m edgeclip train finetune ...
-          A SigLIP-like source (with logit_bias): --set objectives=sigmoid
+          A SigLIP-like source (with logit_bias): --set objectives=sigmoid:1
 Hours:    not measured; `pairs_per_s` in metrics.jsonl tells after the first steps.
 Score:    depends on the pairs. The score of the checkpoint as it came stands in metrics.jsonl at step 0: the run should
           end above it, and what is shipped is the best checkpoint of the run.
