@@ -201,7 +201,11 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) normalised pixels -> (N, D), not yet of unit length."""
-        x = self.pool(self.tokens(pixels))
+        return self.embed(self.tokens(pixels))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(N, T, W) tokens -> (N, D), not yet of unit length."""
+        x = self.pool(x)
         return x if self.projection is None else self.projection(x)
 
     def dense(self, pixels: Tensor) -> Tensor:

@@ -114,6 +114,11 @@ class PromptedClip(Clip):
         assert isinstance(self.image, ImageTower)
         return ImageTokens(self.image)
 
+    def image_of(self, tokens: Tensor) -> Tensor:
+        """(N, T, W) of `tokens` -> (N, D): what `encode_image` gives, without another run of the tower."""
+        assert isinstance(self.image, ImageTower)
+        return self.image.embed(tokens)
+
     @property
     def regions(self) -> AskBoxes:
         """Tokens and boxes to embeddings."""

@@ -38,8 +38,11 @@ def encode_regions(model: DualEncoder, batch: RegionBatch) -> dict[str, Tensor]:
     tokens_of, regions = region_towers(model)
     tokens = tokens_of(batch.pixels)
     texts = _unit(model.encode_text(batch.region_ids.flatten(0, 1))).view(*shape, -1)
+    image_of = getattr(
+        model, "image_of", None
+    )  # the prompter's tokens are those that the picture's embedding is pooled from
     features = {
-        "image": _unit(model.encode_image(batch.pixels)),
+        "image": _unit(model.encode_image(batch.pixels) if image_of is None else image_of(tokens)),
         "text": _unit(model.encode_text(batch.input_ids)),
         "groups": batch.groups,
         "regions": _unit(regions(tokens, batch.boxes)),
