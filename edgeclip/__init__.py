@@ -28,6 +28,9 @@ from edgeclip.version import __version__
 if TYPE_CHECKING:
     from edgeclip.bundle import Bundle, open_bundle
     from edgeclip.export.prepare import build_engines
+    from edgeclip.runtime.detect.examples import Example
+    from edgeclip.runtime.detect.tiling import Tiling
+    from edgeclip.runtime.detections import Detections
     from edgeclip.runtime.labels import LabelPack
     from edgeclip.runtime.model import Model, load
     from edgeclip.runtime.results import Classification
@@ -39,9 +42,12 @@ _LATE = {
     "Bundle": "edgeclip.bundle",
     "open_bundle": "edgeclip.bundle",
     "Classification": "edgeclip.runtime.results",
+    "Detections": "edgeclip.runtime.detections",
+    "Example": "edgeclip.runtime.detect.examples",
     "LabelPack": "edgeclip.runtime.labels",
     "Model": "edgeclip.runtime.model",
     "load": "edgeclip.runtime.model",
+    "Tiling": "edgeclip.runtime.detect.tiling",
 }
 
 __all__ = [
@@ -50,13 +56,16 @@ __all__ = [
     "BundleError",
     "CheckFailed",
     "Classification",
+    "Detections",
     "EdgeClipError",
     "EngineError",
+    "Example",
     "InputError",
     "LabelPack",
     "MissingExtraError",
     "Model",
     "SourceError",
+    "Tiling",
     "TrainingError",
     "__version__",
     "build_engines",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class Heads:
 
     def __init__(self, bundle: Bundle, towers: Mapping[str, Tower], prompts: Prompts) -> None:
         self._bundle, self._towers, self._prompts = bundle, towers, prompts
-        self._baked: LabelPack | None = None
+        self._baked: dict[str, LabelPack] = {}
 
     def has(self, head: str) -> bool:
         """Whether the bundle has an image tower with this head."""
@@ -47,20 +48,24 @@ class Heads:
 
     @property
     def baked(self) -> LabelPack | None:
-        """The pack that was baked into the bundle; None: none was. Raises BundleError if it does not fit its graph."""
-        found = self._bundle.manifest.variants_of("image", "labels")
-        if self._baked is None and found:
+        """The pack that was baked into the image tower; None: none was."""
+        return self.baked_in("image")
+
+    def baked_in(self, kind: str) -> LabelPack | None:
+        """The pack that was baked into a tower of this kind; None: none was. Raises BundleError if it does not fit its graph."""
+        found = self._bundle.manifest.variants_of(kind, "labels")
+        if kind not in self._baked and found:
             pack = LabelPack.open(self._bundle.path(found[0].labels))
             pack.require(self._bundle.manifest.model_id, self._bundle.manifest.embedding_dim)
             for variant in found:
-                width = variant.outputs[0].shape[-1]
+                width = next(port.shape[-1] for port in variant.outputs if port.name == "logits")
                 if (variant.labels, width) != (found[0].labels, len(pack.labels)):
                     raise BundleError(
                         f"{self._bundle.root}: {variant.id} gives {width} scores, its pack has {len(pack.labels)} "
                         "labels. The bundle is damaged: bake it again."
                     )
-            self._baked = pack
-        return self._baked
+            self._baked[kind] = pack
+        return self._baked.get(kind)
 
     def plans(self) -> Iterator[Plan]:
         """One call of each head, to warm it up."""
@@ -80,7 +85,7 @@ class Heads:
         """
         if labels is None:
             return self._by_baked(templates)
-        names, vectors, thresholds = self._vectors(labels, templates)
+        names, vectors, thresholds = self.vectors(labels, templates)
         if not self.has("embeddings") and self.has("prompts"):
             return self._by_prompts(names, vectors, thresholds)
         if not self.has("embeddings") and self.has("labels"):
@@ -90,9 +95,10 @@ class Heads:
             )
         return self._by_embeddings(names, vectors, thresholds)
 
-    def _vectors(
+    def vectors(
         self, labels: Sequence[str] | LabelPack, templates: Sequence[str] | None
     ) -> tuple[tuple[str, ...], Vectors, tuple[float, ...] | None]:
+        """Labels, their (P, D) unit vectors, and the thresholds that a pack brings."""
         facts = self._bundle.manifest
         if isinstance(labels, LabelPack):
             if templates is not None:
@@ -114,24 +120,8 @@ class Heads:
         self, names: tuple[str, ...], vectors: Vectors, thresholds: tuple[float, ...] | None
     ) -> Plan:
         tower, count = self._towers["prompts"], len(names)
-        opened = (
-            tower.variant or tower.variants[0]
-        )  # the list looks for engines on disk, so only before the first call
-        most = opened.inputs[1].shape[1]
-        if isinstance(most, int) and count > most:
-            raise InputError(
-                f"labels: expected at most {most}, got {count}: this bundle was baked with --open {most}. "
-                "Pass fewer, or bake it with more."
-            )
-        size = most if isinstance(most, int) else count
-        rows = np.zeros((1, size, vectors.shape[1]), np.float32)
-        rows[0, :count] = vectors
-        query = Query(
-            tower,
-            "logits",
-            {"prompt_embeddings": rows, "prompt_mask": np.arange(size)[None] < count},
-            {"B": 1, "P": size},
-        )
+        beside, sizes = prompt_inputs(tower, vectors)
+        query = Query(tower, "logits", beside, sizes)
         return Plan(names, thresholds, query, lambda row: self._activate(row[:count]))
 
     def _by_embeddings(
@@ -150,3 +140,24 @@ class Heads:
     def _activate(self, logits: Vectors) -> NDArray[np.float64]:
         """(P,) logits to scores, in float64: a graph's own float32 scores no longer tell labels apart very near 1."""
         return np.asarray(to_scores(logits[None], 1.0, 0.0, self._bundle.manifest.activation)[0])
+
+
+def prompt_inputs(tower: Tower, vectors: Vectors) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """(P, D) unit rows as a graph of head "prompts" takes them beside the pixels, padded and masked, and its symbolic sizes.
+
+    Raises:
+        InputError: more than it takes.
+    """
+    count = len(vectors)
+    # the list looks for engines on disk, so only before the first call
+    opened = tower.variant or tower.variants[0]
+    most = next(port.shape[1] for port in opened.inputs if port.name == "prompt_embeddings")
+    if isinstance(most, int) and count > most:
+        raise InputError(
+            f"labels: expected at most {most}, got {count}: this bundle was baked with --open {most}. "
+            "Pass fewer, or bake it with more."
+        )
+    size = most if isinstance(most, int) else count
+    rows = np.zeros((1, size, vectors.shape[1]), np.float32)
+    rows[0, :count] = vectors
+    return {"prompt_embeddings": rows, "prompt_mask": np.arange(size)[None] < count}, {"B": 1, "P": size}

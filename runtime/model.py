@@ -10,7 +10,7 @@ its own engines when it first needs them. Nothing is written to disk, and no res
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime import stages
+from edgeclip.runtime.detect.detector import Detector
+from edgeclip.runtime.detect.methods import Detecting
 from edgeclip.runtime.engines import EngineOptions, engine_order, local_variants
 from edgeclip.runtime.heads import Heads
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture
 from edgeclip.runtime.images.preprocess import Decode
 from edgeclip.runtime.labels import LabelPack
-from edgeclip.runtime.pictures import Pictures
+from edgeclip.runtime.pictures import Pictures, is_one
 from edgeclip.runtime.prompts import Prompts, check_labels, check_templates
 from edgeclip.runtime.results import Classification, ModelInfo, rank
 from edgeclip.runtime.text import Encoded
@@ -40,7 +41,15 @@ if TYPE_CHECKING:
     from edgeclip.runtime.codecs import Codecs
 
 # kind and head, as in Axes
-TOWERS = (("image", "embeddings"), ("image", "labels"), ("image", "prompts"), ("text", "embeddings"))
+TOWERS = (
+    ("image", "embeddings"),
+    ("image", "labels"),
+    ("image", "prompts"),
+    ("text", "embeddings"),
+    ("detector", "embeddings"),
+    ("detector", "labels"),
+    ("detector", "prompts"),
+)
 
 Vectors = NDArray[np.float32]
 Labels = Sequence[str] | LabelPack
@@ -96,7 +105,7 @@ def load(
     )
 
 
-class Model:
+class Model(Detecting):
     """See `load`. Every method takes one item, giving one result, or several, giving as many in the same order."""
 
     def __init__(
@@ -120,8 +129,8 @@ class Model:
         self.bundle, self.manifest = bundle, bundle.manifest
         self._threads = options.threads or usable_cores()
         self._decode = decode
-        image, labels, prompts, text = self._towers = tuple(
-            Tower(
+        by_name = {
+            (kind, head): Tower(
                 bundle,
                 kind,
                 head=head,
@@ -132,13 +141,17 @@ class Model:
                 unload_after=unload_after,
             )
             for kind, head in TOWERS
-        )
-        for tower in (image, text):
+        }
+        self._towers = tuple(by_name.values())
+        image, text, detector = (by_name[kind, "embeddings"] for kind in ("image", "text", "detector"))
+        for tower in (image, text, detector):
             if precision is not None and bundle.manifest.variants_of(tower.kind):
                 _ = tower.variants  # refuses a precision that the bundle does not have
         self._text, self._prompts = text, Prompts(bundle, text)
-        self._heads = Heads(bundle, {tower.head: tower for tower in (image, labels, prompts)}, self._prompts)
+        self._heads = Heads(bundle, _heads_of(by_name, "image"), self._prompts)
         self._pictures = Pictures(bundle, image, decode=decode, limits=limits, threads=self._threads)
+        self._seen = Pictures(bundle, detector, decode=decode, limits=limits, threads=self._threads)
+        self._detector = Detector(bundle, _heads_of(by_name, "detector"), self._heads, self._seen)
         self._closed = False
 
     def __enter__(self) -> Model:
@@ -155,6 +168,7 @@ class Model:
         for tower in self._towers:
             tower.close()
         self._pictures.close()
+        self._seen.close()
 
     @cached_property
     def codecs(self) -> Codecs:
@@ -173,11 +187,12 @@ class Model:
     def warmup(self, *, text: bool = True) -> None:
         """Open the towers and run each once, so that the first real call is as fast as the next. `text=False`: not that one.
 
-        Of the image towers the one that embeds; where there is none, those with heads.
+        Of the image towers and the detector's the one that embeds; where there is none, those with heads.
         """
         if self.manifest.preprocessing is not None:
             height, width = self.manifest.preprocessing.size
             black = np.zeros((height, width, 3), np.uint8)
+            self._detector.warm_up(black)
             if self._heads.has("embeddings"):
                 self.embed_images(black)
             else:
@@ -189,7 +204,7 @@ class Model:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """Image towers, one for each kind of output, and the text tower; open or not, in the bundle or not."""
+        """One for each kind and output, as in TOWERS; open or not, in the bundle or not."""
         return self._towers
 
     def info(self) -> ModelInfo:
@@ -220,7 +235,7 @@ class Model:
         Raises:
             InputError: the first picture that cannot be used, by path or number. `embed_each` goes on instead.
         """
-        if one := _is_one(images):
+        if one := is_one(images):
             images = [images]  # type: ignore[list-item]
         found = self._each(images, color, batch_size, stop=True)  # type: ignore[arg-type]
         rows = [row for row in found if not isinstance(row, InputError)]
@@ -264,8 +279,8 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels baked into the bundle: what `classify` goes by without others. () where none are."""
-        baked = self._heads.baked
+        """The labels baked into the bundle: what `classify`, or `detect` in a detector, goes by without others. () where none are."""
+        baked = self._heads.baked or self._heads.baked_in("detector")
         return baked.labels if baked else ()
 
     @overload
@@ -302,7 +317,7 @@ class Model:
         Raises:
             InputError: a picture, label, template or pack that cannot be used.
         """
-        if one := _is_one(images):
+        if one := is_one(images):
             images = [images]
         found = list(
             self._classify(images, labels, templates, top_k, threshold, color, batch_size, stop=True)
@@ -379,8 +394,5 @@ class Model:
             raise EngineError(f"{self.manifest.name}: this model was closed. Load the bundle again.")
 
 
-def _is_one(images: object) -> bool:
-    """Whether `images` is one picture rather than several."""
-    if isinstance(images, np.ndarray):
-        return images.ndim < 4
-    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+def _heads_of(towers: Mapping[tuple[str, str], Tower], kind: str) -> dict[str, Tower]:
+    return {head: tower for (of, head), tower in towers.items() if of == kind}

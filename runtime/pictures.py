@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EngineError, InputError
@@ -22,7 +24,11 @@ from edgeclip.runtime.images.preprocess import Decode
 from edgeclip.runtime.towers import Tower
 
 Vectors = NDArray[np.float32]
-Errors = Sequence[InputError | None]
+Outcomes = Sequence[
+    tuple[int, int] | InputError
+]  # of each picture in a batch: its (H, W), or why it cannot be used
+# One picture's rows of every output, good during the call only, and the picture's (H, W) -> what is given for it
+Read = Callable[[dict[str, NDArray[Any]], tuple[int, int]], Any]
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,14 @@ class Query:
         default_factory=dict
     )  # inputs beside the pixels, the same for all
     sizes: Mapping[str, int] = field(default_factory=dict)  # symbolic sizes beside N
+    read: Read | None = None  # None: a copy of `output`'s row
 
 
 class Pictures:
     """The image side of a model.
 
     Args:
-        tower: the one that gives embeddings.
+        tower: what is asked where a query names none; its kind decides how pictures are prepared.
         threads: that decode at once.
     """
 
@@ -49,7 +56,7 @@ class Pictures:
         self, bundle: Bundle, tower: Tower, *, decode: Decode, limits: DecodeLimits | None, threads: int
     ) -> None:
         self._bundle, self._tower, self._threads = bundle, tower, threads
-        spec = bundle.manifest.preprocessing
+        spec = bundle.manifest.preprocessing_of(tower.kind)
         self._preprocessor = Preprocessor(spec, decode=decode, limits=limits) if spec else None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -72,8 +79,8 @@ class Pictures:
         *,
         stop: bool,
         query: Query | None = None,
-    ) -> Iterator[Vectors | InputError]:
-        """One row of the query's output, by default an embedding (D,), or error, for each picture, in order.
+    ) -> Iterator[Any]:
+        """What the query reads, by default an embedding (D,), or the InputError, for each picture, in order.
 
         `stop`: raise the first error instead. An engine that works on its own (a GPU) computes one batch while the next is decoded.
         """
@@ -81,7 +88,7 @@ class Pictures:
         if batch_size < 1:
             raise InputError(f"batch_size: expected 1 or more, got {batch_size}.")
         source, first = iter(images), 0
-        ahead: tuple[Slot, Errors] | None = None
+        ahead: tuple[Slot, Outcomes] | None = None
         asked = query or Query(self._tower)
         with asked.tower.lease() as engine:
             rows = rows_at_once(engine, batch_size)
@@ -90,13 +97,15 @@ class Pictures:
                     slot = asked.tower.take(engine, len(chunk), asked.sizes)
                     for name, array in asked.beside.items():
                         slot.inputs[name][:] = array
-                    errors = self._fill(engine, slot, chunk, color, first)
-                    if stop and (error := next(filter(None, errors), None)):
-                        raise error
+                    outcomes = self._fill(slot, chunk, color, first)
+                    if stop:
+                        for outcome in outcomes:
+                            if isinstance(outcome, InputError):
+                                raise outcome
                     begun = stages.begin()
                     engine.submit(slot)
                     stages.end("image tower", begun)
-                    behind, ahead = ahead, (slot, errors)
+                    behind, ahead = ahead, (slot, outcomes)
                     if behind:
                         yield from self._finish(asked, engine, *behind)
                     if not engine.overlaps:
@@ -149,39 +158,53 @@ class Pictures:
         fork.abandon(self._pool)
         self._pool, self._lock = None, threading.Lock()
 
-    def _fill(self, engine: Engine, slot: Slot, chunk: Sequence[Picture], color: Color, first: int) -> Errors:
+    def _fill(self, slot: Slot, chunk: Sequence[Picture], color: Color, first: int) -> Outcomes:
         """Preprocess into the slot's rows; one that failed leaves a row that nobody reads."""
         rows, preprocessor = slot.inputs["pixels"], self.preprocessor
         # one picture is shared out in rows; several take a thread each
         helpers = self._decoders() if len(chunk) == 1 and self._threads > 1 else None
 
-        def one(i: int) -> InputError | None:
+        def one(i: int) -> tuple[int, int] | InputError:
             try:
                 where = f"images[{first + i}]"
-                preprocessor.into(
+                return preprocessor.into(
                     chunk[i], rows[i], color=color, where=where, helpers=helpers, parts=self._threads
                 )
             except InputError as error:
                 return error
-            return None
 
         if len(chunk) == 1 or self._threads == 1:
             return [one(i) for i in range(len(chunk))]
         return list(self._decoders().map(one, range(len(chunk))))
 
-    def _finish(
-        self, asked: Query, engine: Engine, slot: Slot, errors: Errors
-    ) -> Iterator[Vectors | InputError]:
+    def _finish(self, asked: Query, engine: Engine, slot: Slot, outcomes: Outcomes) -> Iterator[Any]:
         begun = stages.begin()
         engine.wait(slot)
         stages.end("image tower", begun)
-        rows = slot.outputs[asked.output].astype(np.float32)  # a copy: the slot is used again
+        if asked.read is None:
+            found = list(slot.outputs[asked.output].astype(np.float32))  # a copy: the slot is used again
+        else:
+            found = [
+                None if isinstance(size, InputError) else asked.read(_row(slot.outputs, i), size)
+                for i, size in enumerate(outcomes)
+            ]
         asked.tower.give(engine, slot)
-        for row, error in zip(rows, errors, strict=True):
-            yield row if error is None else error
+        for row, outcome in zip(found, outcomes, strict=True):
+            yield outcome if isinstance(outcome, InputError) else row
 
     def _decoders(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="edgeclip-decode")
             return self._pool
+
+
+def is_one(images: object) -> bool:
+    """Whether `images` is one picture rather than several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+
+
+def _row(outputs: Mapping[str, NDArray[Any]], i: int) -> dict[str, NDArray[Any]]:
+    return {name: rows[i] for name, rows in outputs.items()}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import BundleError, EdgeClipError, EngineError
 from edgeclip.runtime import fork, stages
+from edgeclip.runtime.abilities import abilities
 from edgeclip.runtime.engines import Engine, EngineOptions, Slot, engine_order, local_variants, open_variant
 from edgeclip.runtime.engines.seam import UNCOUNTED
 
@@ -20,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class Tower:
-    """The image or the text tower.
+    """One of TOWERS in model.py.
 
     Args:
-        kind: "image" or "text".
+        kind: as the manifest's variants say, "image", "text", "detector", ...
         head: what comes out of it, as in Axes.
         engine: an entry of ENGINES, or several to try in this order; None: the best one that opens here.
         precision: only variants of this precision; None: the bundle's order decides.
@@ -74,7 +75,10 @@ class Tower:
         if not found:
             heads = sorted({variant.axes.head for variant in every if variant.tower == self.kind})
             but = f" that gives {self.head}, only {' and '.join(heads)}" if heads else ""
-            raise EngineError(f"{self.bundle.root}: this bundle has no {self.kind} tower{but}.")
+            what = "detector" if self.kind == "detector" else f"{self.kind} tower"
+            raise EngineError(
+                f"{self.bundle.root}: this bundle has no {what}{but}{'' if but else abilities(self.bundle.manifest)}."
+            )
         if own := [variant for variant in found if variant.id in self._ids]:
             return own  # named by the caller, who need not say its precision as well
         fitting = [variant for variant in found if self._precision in (None, variant.axes.precision)]
@@ -87,8 +91,10 @@ class Tower:
 
     @property
     def name(self) -> str:
-        """What `info` calls it: "image", "text", or the name of its head."""
-        return self.kind if self.head == "embeddings" else self.head
+        """What `info` calls it: "image", "labels" and "prompts" for its heads; of others the kind comes first, "detector-prompts"."""
+        if self.head == "embeddings":
+            return self.kind
+        return self.head if self.kind == "image" else f"{self.kind}-{self.head}"
 
     @property
     def engine(self) -> Engine | None:

