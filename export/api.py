@@ -25,9 +25,10 @@ from edgeclip.errors import InputError
 from edgeclip.export import parity
 from edgeclip.export.codecs import write_codecs
 from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
-from edgeclip.export.golden import Golden, golden_file, golden_pixels
+from edgeclip.export.golden import golden_file, golden_pictures
 from edgeclip.export.parity import Parity, Samples
 from edgeclip.export.passes import PassReport
+from edgeclip.export.proofs import PROOFS, Material, Proof, open_proof
 from edgeclip.export.samples import (
     EXTREME_TEXTS,
     TEXTS,
@@ -129,21 +130,26 @@ def export_bundle(
             write_file(scratch / TOKENIZER, source.tokenizer_json)
         with steps("run the source on pictures and texts"):
             samples = _samples(source, scratch / TOKENIZER, settings)
-            golden = None if source.preprocessing is None else golden_pixels(source.preprocessing)
+            golden = None
+            if samples.pixels is not None and source.preprocessing is not None:
+                golden = pixels_of(golden_pictures(), source.preprocessing)
+            proofs = _proofs(source, samples, settings)
         made = Made()
         for kind in towers_of(source):
-            write_tower(
-                made, source, kind, flavours, scratch, settings, steps, samples.pixels, golden and golden[1]
-            )
-        _write_golden(source, golden, made.golden, scratch)
+            write_tower(made, source, kind, flavours, scratch, settings, steps, samples.pixels, golden)
+        _write_golden(source, golden, made.golden, proofs, scratch)
         manifest = _manifest(source, made, settings, trained_at)
         parities = []
         for variant in made.variants:
             with steps(f"compare {variant.id} with the source"):
+                unsealed = Bundle(scratch, manifest, "")
+                if variant.tower in proofs:
+                    parities.append(proofs[variant.tower].compare(unsealed, variant))
+                    continue
                 parities.append(
                     parity.compare(
-                        Bundle(scratch, manifest, ""), variant, samples, tolerance=settings.tolerance,
-                        threads=settings.threads, merged=made.merged.get(variant.id),
+                        unsealed, variant, samples, tolerance=settings.tolerance, threads=settings.threads,
+                        merged=made.merged.get(variant.id),
                     )
                 )  # fmt: skip
         measured = tuple(
@@ -161,10 +167,15 @@ def export_bundle(
     return ExportReport(bundle, tuple(parities), made.passes, steps.seconds, source.licence.warnings)
 
 
+def _pictures(settings: ExportSettings) -> list[Path] | list[NDArray[Any]]:
+    return pictures_in(settings.images) if settings.images else made_up_pictures()
+
+
 def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Samples:
-    pictures = pictures_in(settings.images) if settings.images else made_up_pictures()
     texts = (texts_in(settings.texts) if settings.texts else TEXTS) + EXTREME_TEXTS
-    pixels = None if source.preprocessing is None else pixels_of(pictures, source.preprocessing)
+    pixels = None
+    if source.model.image is not None and source.preprocessing is not None:
+        pixels = pixels_of(_pictures(settings), source.preprocessing)
     encoded = None if source.text is None else encode(texts, tokenizer, source.text)
     rows = parity.source_rows(source, pixels, None if encoded is None else encoded.input_ids)
     for kind, own in zip(("image", "text"), rows, strict=True):
@@ -173,13 +184,25 @@ def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Sampl
     return Samples(pixels, encoded, *rows)
 
 
+def _proofs(source: Source, samples: Samples, settings: ExportSettings) -> dict[str, Proof]:
+    """By tower, of those beside pictures and texts."""
+    texts = None if samples.text_rows is None else samples.text_rows[: -len(EXTREME_TEXTS)]
+    material = Material(_pictures(settings), golden_pictures(), texts, settings.tolerance, settings.threads)
+    return {kind: open_proof(source, kind, material) for kind in towers_of(source) if kind in PROOFS}
+
+
 def _write_golden(
-    source: Source, golden: Golden | None, merged: dict[int, NDArray[Any]], folder: Path
+    source: Source,
+    pixels: NDArray[Any] | None,
+    merged: dict[int, NDArray[Any]],
+    proofs: dict[str, Proof],
+    folder: Path,
 ) -> None:
-    pictures, pixels = golden or ([], None)
+    pictures = [] if source.preprocessing is None else golden_pictures()
     ids = None if source.text is None else encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
     image_rows, text_rows = parity.source_rows(source, pixels, ids)
-    write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows, merged))
+    others = {name: array for proof in proofs.values() for name, array in proof.golden().items()}
+    write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows, merged, others))
 
 
 def _manifest(
@@ -205,6 +228,7 @@ def _manifest(
         files={},
         golden=GOLDEN,
         templates=source.templates,
+        detection=source.detection,
         source=source.spec,
         source_digest=source.digest,
         created_by=f"edgeclip {__version__}",

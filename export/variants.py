@@ -11,11 +11,13 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from edgeclip.bundle import Axes, Variant
+from edgeclip.bundle import Axes, Preprocessing, Variant
 from edgeclip.errors import InputError
+from edgeclip.export.heads import detect_prompts
 from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.passes import Pass, PassReport, store_fp16
 from edgeclip.export.steps import Steps
+from edgeclip.export.targets import Flavour
 from edgeclip.export.tensorrt_rules import required
 from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of
 from edgeclip.export.uint8_input import take_uint8, uint8_port
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 GRAPHS = "graphs"
+PIXELS = ("image", "detector", "tokens")  # towers that take pictures
 _CHUNK = 16  # samples a call
 
 
@@ -49,6 +52,8 @@ def check_wishes(source: Source, settings: ExportSettings) -> None:
     if source.preprocessing is None and (settings.uint8 or settings.token_merging):
         wish = "--uint8" if settings.uint8 else "--token-merging"
         raise InputError(f"{wish}: {source.spec} has no image tower. Export it without.")
+    if settings.token_merging and source.model.image is None:
+        raise InputError(f"--token-merging: {source.spec} has no image tower. Export it without.")
     bad = [r for r in settings.token_merging if r < 1]
     if bad or len(set(settings.token_merging)) < len(settings.token_merging):
         given = ", ".join(map(str, settings.token_merging))
@@ -79,7 +84,7 @@ def write_tower(
     """
     models = []
     inputs: tuple[Literal["float32", "uint8"], ...] = ("float32",)
-    if settings.uint8 and kind == "image":
+    if settings.uint8 and kind in PIXELS:
         inputs = ("float32", "uint8")
     for merging in (0, *(settings.token_merging if kind == "image" else ())):
         tower = tower_of(source, kind, flavours, merging)
@@ -97,6 +102,8 @@ def write_tower(
                 model, made.passes[axes.name(kind)] = write(captured, form, flavour, extra)
                 requires = {**flavour.requires, "tensorrt": required(model)}
                 models.append((form, axes, requires, model))
+                if kind == "detector":
+                    models.append(_with_prompts(form, axes, flavour, model, source.embedding_dim))
                 if rows is not None:
                     made.merged[axes.name(kind)] = rows
     with steps(f"write the {kind} tower"):
@@ -108,6 +115,23 @@ def write_tower(
         made.variants.append(Variant(name, kind, axes, paths, form.inputs, form.outputs, requires))
 
 
+def _with_prompts(
+    form: TracedTower, axes: Axes, flavour: Flavour, model: ir.Model, dim: int
+) -> tuple[TracedTower, Axes, dict[str, str], ir.Model]:
+    """A detector's graph once more, with prompts as an input; both share their weights file."""
+    asked = model.clone()
+    inputs, outputs = detect_prompts(asked, dim)
+    form = replace(form, inputs=(*form.inputs, *inputs), outputs=outputs)
+    requires = {**flavour.requires, "tensorrt": required(asked)}
+    return form, replace(axes, head="prompts"), requires, asked
+
+
+def preprocessing_of(source: Source, kind: Kind) -> Preprocessing | None:
+    """How pictures are prepared for a source's tower; as `Manifest.preprocessing_of`."""
+    own = source.detection.preprocessing if kind == "detector" and source.detection else None
+    return own or source.preprocessing
+
+
 def _form(
     source: Source, tower: TracedTower, dtype: str, settings: ExportSettings
 ) -> tuple[TracedTower, tuple[Pass, ...]]:
@@ -115,9 +139,10 @@ def _form(
     stored: tuple[Pass, ...] = (store_fp16,) if settings.store == "fp16" else ()
     if dtype == "float32":
         return tower, stored
-    assert source.preprocessing is not None
-    form = replace(tower, inputs=(uint8_port(source.preprocessing), *tower.inputs[1:]))
-    return form, (take_uint8(source.preprocessing), *stored)
+    spec = preprocessing_of(source, tower.kind)
+    assert spec is not None
+    form = replace(tower, inputs=(uint8_port(spec), *tower.inputs[1:]))
+    return form, (take_uint8(spec), *stored)
 
 
 def _rows(tower: TracedTower, pixels: Array) -> Array:

@@ -3,6 +3,11 @@
 The golden file (safetensors) holds `pictures/0`, `pictures/1`, ... (H, W, 3) uint8; what they become: `pixels` (N, 3, H, W) and
 `image_embeddings` (N, D), or `image_embeddings/mergeR` where each block merges R tokens away; and `input_ids` (M, L) with
 `text_embeddings` (M, D), whose texts are a JSON list under the metadata key `texts`. Whatever is absent is not replayed; every graph must still run, and give finite values that differ.
+
+A detector's are `detector/pixels` (N, H, W, 3) uint8, which the bundle's mean and spread make floats of (at 960 pixels those would
+be 11 MB a picture), and of the regions `detector/regions` (K,) what it says: `detector/boxes` (N, K, 4), `detector/region_embeddings`
+(N, K, D), `detector/logit_scales`, `detector/logit_biases` and, if it has one, `detector/objectness` (N, K). Only every so many regions
+are kept, 64 at most: all 3,600 x 512 of two pictures would be 15 MB. That all the others are sane is checked.
 """
 
 from __future__ import annotations
@@ -10,12 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle import Bundle, Fidelity, Preprocessing, Variant
 from edgeclip.errors import BundleError, CheckFailed, EngineError
 from edgeclip.runtime.engines import Engine, Slot, run
 from edgeclip.runtime.images import bytes_of
@@ -32,6 +38,35 @@ RELATIVE = {"fp16": 0.02, "bf16": 0.05, "int8": 0.15, "fp8": 0.15, "int4": 0.5}
 SLACK = 2.0
 MERGED = 0.05  # at least, where tokens are merged: another CPU's rounding may choose another pair
 SAME = 1e-4  # rows of different inputs that are closer than this are called constant
+
+# Towers beside those of pictures and texts -> the module that replays them: `replay(bundle, engine, golden, precision)`.
+REPLAYS: Mapping[str, str] = {"detector": "edgeclip.runtime.verify_detector"}
+
+
+def replay_tower(
+    bundle: Bundle, engine: Engine, golden: Mapping[str, Any], precision: str = ""
+) -> tuple[str, Fidelity | None]:
+    """Replay a graph of a tower in REPLAYS.
+
+    Args:
+        golden: as `read_golden` gives it.
+        precision: that its products round to, where an engine takes another than its axes say.
+    Returns:
+        what was compared, in words; its agreement, None where there was nothing to compare with.
+    Raises:
+        CheckFailed: what falls short.
+        EngineError: from the engine.
+    """
+    module = import_module(REPLAYS[engine.variant.tower])
+    found: tuple[str, Fidelity | None] = module.replay(bundle, engine, golden, precision)
+    return found
+
+
+def pixels_from(levels: Array, spec: Preprocessing) -> Array:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 normalised; `bytes_of` the other way round."""
+    mean, std = np.asarray(spec.mean), np.asarray(spec.std)
+    pixels: Array = ((levels / 255.0 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    return np.ascontiguousarray(pixels)
 
 
 def read_golden(bundle: Bundle) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from edgeclip.bundle import Bundle, Fidelity, Variant, check_hashes
 from edgeclip.errors import CheckFailed, EdgeClipError
 from edgeclip.runtime.engines import Engine, open_variant
 from edgeclip.runtime.fidelity import figures
-from edgeclip.runtime.replay import inputs_of, limit_of, read_golden, rows_of
+from edgeclip.runtime.replay import REPLAYS, inputs_of, limit_of, read_golden, replay_tower, rows_of
 from edgeclip.runtime.verify_heads import cosines_of, replay_head, wanted_cosines
 
 Array = NDArray[Any]
@@ -34,9 +35,11 @@ def prove(bundle: Bundle, variant: Variant, engine: Engine, *, tf32: bool = Fals
     """
     manifest = bundle.manifest
     check_hashes(bundle, [name for name in (manifest.golden, variant.labels) if name])
-    inputs, want = inputs_of(bundle, variant, read_golden(bundle))
-    limit = limit_of(variant, "fp16" if tf32 and variant.axes.precision == "fp32" else "")
+    golden, precision = read_golden(bundle), "fp16" if tf32 and variant.axes.precision == "fp32" else ""
     try:
+        if variant.tower in REPLAYS:
+            return _of_tower(bundle, engine, golden, precision)
+        (inputs, want), limit = inputs_of(bundle, variant, golden), limit_of(variant, precision)
         if variant.axes.head != "embeddings":
             found, want = _of_head(bundle, engine, inputs, want, limit.of_cosines(want))
             return figures(want, found)
@@ -48,6 +51,15 @@ def prove(bundle: Bundle, variant: Variant, engine: Engine, *, tf32: bool = Fals
     except CheckFailed as error:
         raise CheckFailed(f"{variant.id} on {engine.name}: {error}. The engine is not used.") from error
     return figures(want, found, against=against)
+
+
+def _of_tower(bundle: Bundle, engine: Engine, golden: Mapping[str, Any], precision: str) -> Fidelity:
+    _, found = replay_tower(bundle, engine, golden, precision)
+    if found is None:
+        raise CheckFailed(
+            f"the bundle has no golden rows of its {engine.variant.tower} tower to compare with"
+        )
+    return found
 
 
 def _of_head(
