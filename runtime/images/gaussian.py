@@ -48,8 +48,13 @@ class _Axis:
         part = (centre - low)[:, None]
         weights = (1 - part) * np.append(kernel, 0) + part * np.append(0, kernel)
         inputs = self._mirrored(low[:, None] + np.arange(-radius, radius + 2), scale)
-        seen = (inputs >= math.floor(self.held[0])) & (inputs < math.ceil(self.held[1]))
-        seen &= ((outputs >= 0) & (outputs < self.resized))[:, None]
+        # how much of each pixel is picture: that beside it is padding, the last of a reduced one may be a part
+        cover = np.minimum(inputs + 1, self.held[1]) - np.maximum(inputs, self.held[0])
+        cover[(outputs < 0) | (outputs >= self.resized)] = 0
+        if self.stand == 0 and self.canvas == self.size:
+            cover = np.ceil(cover)
+        seen = cover > 0
+        weights = weights * cover
         for first in range(0, len(outputs), _BLOCK):
             block = slice(first, first + _BLOCK)
             row, tap = np.nonzero(seen[block])
@@ -62,12 +67,16 @@ class _Axis:
             yield first, first + len(dense), start, end, dense.astype(np.float32)
 
     def _mirrored(self, index: NDArray[np.int64], scale: float) -> NDArray[np.int64]:
-        """Beyond the canvas lies its mirror image, whose axis is the middle of the last pixel."""
+        """Beyond the canvas lies its mirror image. Its axis is the middle of the last pixel, which a reduced picture has at its edge."""
         start = math.floor(self.held[0] - self.stand / scale + 1e-6)
         length = math.ceil(self.held[0] + (self.canvas - self.stand) / scale - 1e-6) - start
-        period = max(1, 2 * length - 2)
+        twice = int(scale > 1)  # whether the last pixel is its own neighbour
+        period = max(1, 2 * length - 2 + 2 * twice)
         index = (index - start) % period
-        return np.minimum(index, period - index if length > 1 else 0) + start
+        found: NDArray[np.int64] = (
+            np.minimum(index, period - index - twice) + start if length > 1 else index * 0 + start
+        )
+        return found
 
 
 def _kernel(sigma: float, scale: float) -> NDArray[np.float64]:
@@ -81,7 +90,8 @@ def _kernel(sigma: float, scale: float) -> NDArray[np.float64]:
     if radius == 0:
         return np.ones(1)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return weights / weights.sum()
+    found: NDArray[np.float64] = weights / weights.sum()
+    return found
 
 
 def resample(
@@ -116,7 +126,8 @@ def resample(
     found = np.zeros((width, height * 3), np.float32)
     for first, end, start, stop, weights in across.blocks():
         np.matmul(weights, columns[start:stop], out=found[first:end])
-    return found.reshape(width, height, 3).transpose(1, 0, 2) + colour
+    levels: Levels = found.reshape(width, height, 3).transpose(1, 0, 2) + colour
+    return levels
 
 
 def _axis(layout: Plan, held: tuple[float, float, float, float], axis: int, wanted: tuple[int, int]) -> _Axis:

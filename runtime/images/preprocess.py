@@ -40,6 +40,7 @@ _KEEP = 2
 _MOST_WHOLE = 1 << 26  # pixels
 _WORTH_SHARING = 100_000  # pixels; waking a thread costs 0.05 ms
 _GAP = 3.0  # Pillow's reducing_gap: the same idea for pictures that are no JPEG
+_GAP_BLURRED = 4.0  # at 3 a Gaussian loses p99 2.6/255 at a side of 64
 
 
 class Preprocessor:
@@ -137,9 +138,12 @@ class Preprocessor:
         )
         stages.end("decode", begun)
         layout = plan(self.spec, *found.size)
-        image, box = found.image, found.box if self._gaussian else layout.box(found.box)
+        if self._gaussian:
+            image, box, size, gap = found.image, found.box, layout.share, _GAP_BLURRED
+        else:
+            image, box, size, gap = found.image, layout.box(found.box), layout.kept, _GAP
         if self._fast:
-            image, box = reduce_first(image, layout.share if self._gaussian else layout.kept, box, _GAP)
+            image, box = reduce_first(image, size, box, gap)
         return image, layout, box
 
     def _rows(self, image: Image.Image, layout: Plan, box: Box, first: int, last: int) -> NDArray[Any]:
