@@ -103,4 +103,6 @@ def _advice(name: str, api: int) -> str:
         return ". Try the same text with gst-launch-1.0, and fakesink in the place of appsink: it says what is wrong."
     if api == cv2.CAP_V4L2:
         return ". Is the camera there (`ls /dev/video*`), in no other program, and may this user open it (group video)?"
-    return " as a video. Check the address, its password, and that it plays elsewhere."
+    if "://" in name:
+        return " as a video. Check the address, its password, and that it plays elsewhere."
+    return " as a video. Is it one, and whole?"
