@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeclip.errors import EdgeClipError, InputError
+from edgeclip.runtime.detect.examples import Example
 from edgeclip.runtime.detections import Detections
 from edgeclip.runtime.video.frames import Frame, FrameSource
 from edgeclip.runtime.video.reader import EveryFrame, NewestFrame, Patience, Reader, log
@@ -32,14 +33,12 @@ WINDOW = 256  # results that the percentiles look back on
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is looked for: arguments of `Model.detect`."""
+class Prompts:
+    """What is looked for, ready for each frame: arguments of `Model.detect`."""
 
-    labels: Any = None  # texts, nested prompts, a LabelPack; None: the baked labels
-    examples: Sequence[Any] = ()
-    options: dict[str, Any] | None = (
-        None  # threshold, nms_iou, class_agnostic, max_detections, templates, tile
-    )
+    labels: Any  # a LabelPack; a text with nested prompts; None: the baked labels
+    examples: Sequence[Example]  # with nested prompts only: a pack holds what examples come to
+    options: dict[str, Any]  # threshold, nms_iou, class_agnostic, max_detections, tile[, templates]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def stream(
     sources: str | Sequence[str],
     prompts: Any = None,
     *,
-    examples: Sequence[Any] = (),
+    examples: Sequence[Example] = (),
     track: bool | TrackSettings = False,
     newest: bool | None = None,
     patience: Patience | None = None,
@@ -93,8 +92,7 @@ def stream(
     names = [sources] if isinstance(sources, str) else list(sources)
     if not names:
         raise InputError("sources: expected one or more, got none.")
-    asked = Asked(prompts, examples, options)
-    prepare(model, asked)  # before a camera is opened
+    asked = prepare(model, prompts, examples, options)  # before a camera is opened
     news, readers = threading.Condition(), list[Reader]()
     try:
         for name in names:
@@ -105,13 +103,21 @@ def stream(
         for reader in readers:
             reader.close()
         raise
-    return Session(model, readers, asked, trackers, news)
+    return Session(model, readers, asked, trackers, news, options)
 
 
-def prepare(model: Model, asked: Asked) -> None:
-    """Embed the prompts, so that the first frame need not wait for them. Raises InputError for what cannot be asked."""
-    for _ in model.detect_each([], asked.labels, examples=asked.examples, **(asked.options or {})):
-        pass
+def prepare(model: Model, prompts: Any, examples: Sequence[Example], options: dict[str, Any]) -> Prompts:
+    """Look at texts and examples once, so that no frame waits for them. Raises InputError for what cannot be asked."""
+    nested = isinstance(prompts, str) and prompts.lstrip().startswith("[")
+    if nested or (prompts is None and not examples):
+        found = Prompts(prompts, examples, options)
+    else:
+        others = {name: value for name, value in options.items() if name != "templates"}
+        pack = model.make_prompts(prompts, examples=examples, templates=options.get("templates"))
+        found = Prompts(pack, (), others)
+    # without a picture: checks the options, and embeds the texts of nested prompts
+    list(model.detect_each([], found.labels, examples=found.examples, **found.options))
+    return found
 
 
 def _reader(
@@ -157,48 +163,41 @@ class Session(Iterator[Result]):
         self,
         model: Model,
         readers: Sequence[Reader],
-        asked: Asked,
+        prompts: Prompts,
         trackers: Sequence[Tracker | None],
         news: threading.Condition,
+        options: dict[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._model, self._asked, self._news, self._clock = model, asked, news, clock
+        self._model, self._prompts, self._news, self._clock = model, prompts, news, clock
+        self._options = options  # as they were given
         self._feeds = [_Feed(*pair) for pair in zip(readers, trackers, strict=True)]
         self._turn, self._closed = 0, False
-
-    @property
-    def asked(self) -> Asked:
-        """What the next frame is asked."""
-        return self._asked
 
     def fps(self, source: int = 0) -> float | None:
         """Nominal frames a second of a source; None: unknown."""
         return self._feeds[source].reader.fps
 
-    def set_prompts(self, prompts: Any = None, *, examples: Sequence[Any] = (), **options: Any) -> None:
+    def set_prompts(self, prompts: Any = None, *, examples: Sequence[Example] = (), **options: Any) -> None:
         """Look for something else from the next frame on.
 
-        The texts are embedded here, in the caller's thread, while frames go on with the old prompts. Options that are not given stay.
+        The texts are embedded here, in the caller's thread, while frames go on with the old prompts. Options that are not given stay, but for thresholds by label.
 
         Raises:
             InputError: a prompt that cannot be used; the old ones stay.
         """
-        asked = replace(
-            self._asked,
-            labels=prompts,
-            examples=examples,
-            options={**(self._asked.options or {}), **options},
-        )
-        prepare(self._model, asked)
-        self._asked = asked  # one reference: a frame sees the old or the new, whole
+        merged = {**self._options, **options}
+        if "threshold" not in options and isinstance(merged.get("threshold"), Mapping):
+            del merged["threshold"]  # it names labels of before
+        found = prepare(self._model, prompts, examples, merged)
+        self._options = merged
+        self._prompts = found  # one reference: a frame sees the old or the new, whole
 
     def __next__(self) -> Result:
         """The next result. Raises InputError when the last of the sources is lost."""
         number, frame = self._next_frame()
-        feed, asked = self._feeds[number], self._asked
-        found = self._model.detect(
-            frame.image, asked.labels, examples=asked.examples, **(asked.options or {})
-        )
+        feed, asked = self._feeds[number], self._prompts
+        found = self._model.detect(frame.image, asked.labels, examples=asked.examples, **asked.options)
         if feed.tracker is not None:
             found = feed.tracker.update(found, frame.time_s)
         return Result(frame, found, feed.stats(frame, self._clock()), number)
