@@ -117,7 +117,7 @@ class NanoText(nn.Module):
 class NanoCLIP(DualEncoder):
     """Both towers, the logarithm of the scale of their cosine, and, where the config has one, a detection head on the image tower."""
 
-    apart = ("detector.",)  # learned on towers that stay as they are: the embeddings' identity is that of the rest
+    apart = ("detector.",)
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ class DualEncoder(nn.Module):
     text: nn.Module | None  # (N, L) integer ids -> (N, D)
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
+    # how the weights' names begin that were learned on towers that stay as they are: no part of the embeddings' identity
+    apart: ClassVar[tuple[str, ...]] = ()
 
     @property
     def activation(self) -> Literal["softmax", "sigmoid"]:

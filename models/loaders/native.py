@@ -1,10 +1,14 @@
-"""edgeclip's own checkpoint folder: config.json, model.safetensors, tokenizer.json. `save_source` writes it."""
+"""edgeclip's own checkpoint folder: config.json, model.safetensors, tokenizer.json. `save_source` writes it.
+
+What a model keeps apart (DualEncoder.apart), learned on towers that stay as they are, lies in apart.safetensors: the digest is of the
+towers' file, so what was embedded before stays comparable.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +26,7 @@ from edgeclip.models.source import DualEncoder, Request, Source
 FORMAT = "edgeclip.source"
 FORMAT_VERSION = 1
 WEIGHTS = ("model.safetensors",)
+APART = "apart.safetensors"
 PICKLES: tuple[str, ...] = ()
 SHARDS: tuple[str, ...] = ()
 
@@ -79,13 +84,14 @@ def save_source(
         "detection": detection and asdict(detection),
     }
     state = {
-        key: value.detach().float().cpu() if value.is_floating_point() else value.cpu()
+        key: (value.detach().float().cpu() if value.is_floating_point() else value.cpu()).contiguous()
         for key, value in model.state_dict().items()
     }
+    apart = {key: state.pop(key) for key in list(state) if key.startswith(model.apart)}
     with new_folder(folder, overwrite=overwrite) as scratch:
-        write_file(
-            scratch / "model.safetensors", save({key: value.contiguous() for key, value in state.items()})
-        )
+        write_file(scratch / WEIGHTS[0], save(state))
+        if apart:
+            write_file(scratch / APART, save(apart))
         if text is not None:
             write_file(scratch / "tokenizer.json", tokenizer_json)
         write_file(scratch / "config.json", json.dumps(parts, indent=1) + "\n")
@@ -135,6 +141,8 @@ def load(folder: Path, name: str, request: Request) -> Source:
         ) from error
     _check_sizes(path, config, preprocessing, text)
     weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
+    if (folder / APART).is_file():
+        weights = replace(weights, tensors=weights.tensors | read_weights(folder / APART).tensors)
     model: DualEncoder = fill(lambda: getattr(module, model_name)(config), weights, {}, lambda key: False)
     common.check_scale(model, weights.where)
     return Source(
