@@ -31,6 +31,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "build": "edgeclip.cli.build",
     "triton": "edgeclip.cli.triton",
     "classify": "edgeclip.cli.classify",
+    "detect": "edgeclip.cli.detect",
     "codecs": "edgeclip.cli.codecs",
     "embed": "edgeclip.cli.embed",
     "search": "edgeclip.cli.search",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Boxes that are settled at once: a block is compared with itself first, then only what it keeps with the rest. 32 to 128 are equally fast.
+# Boxes that are settled at once: a block is compared with what was kept before it, then with itself. 32 to 128 are equally fast.
 _BLOCK = 64
 
 Floats = NDArray[np.float32]
@@ -37,19 +37,16 @@ def nms(
     sides = np.ascontiguousarray(boxes[order].T, np.float32)  # (4, M): each side in one stretch of memory
     # inter > iou x (a + b - inter), without a division
     share = (sides[2] - sides[0]) * (sides[3] - sides[1]) * np.float32(iou / (1 + iou))
-    labels = None if class_agnostic else label_indices[order]
-    kept: list[NDArray[np.int64]] = []
-    left, room = np.arange(len(order)), len(order) if most is None else most
-    while len(left) and room > 0:
-        block, rest = left[:_BLOCK], left[_BLOCK:]
-        good = _greedy(_overlap(sides, share, labels, block, block))[:room]
-        kept.append(block[good])
-        room -= len(good)
-        if len(rest) and room > 0:
-            left = rest[~_overlap(sides, share, labels, block[good], rest).any(axis=0)]
-        else:
-            left = rest
-    return order[np.concatenate(kept)] if kept else order[:0]
+    labels = None if class_agnostic else label_indices[order].astype(np.int32)
+    kept, most = order[:0], len(order) if most is None else most
+    for start in range(0, len(order), _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, len(order)))
+        block = block[~_overlap(sides, share, labels, kept, block).any(axis=0)]
+        good = _greedy(_overlap(sides, share, labels, block, block))
+        kept = np.concatenate([kept, block[good]])
+        if len(kept) >= most:  # what comes later is never looked at
+            break
+    return order[kept[:most]]
 
 
 def iou_matrix(a: Floats, b: Floats) -> Floats:
@@ -83,7 +80,7 @@ def _greedy(overlap: NDArray[np.bool_]) -> list[int]:
 def _overlap(
     sides: Floats,
     share: Floats,
-    labels: NDArray[np.int64] | None,
+    labels: NDArray[np.int32] | None,
     one: NDArray[np.int64],
     other: NDArray[np.int64],
 ) -> NDArray[np.bool_]:

@@ -77,20 +77,17 @@ def choose(logits: Floats, boxes: Floats, objectness: Floats | None, rules: Rule
         boxes: (Q, 4) xyxy pixels, cut.
         objectness: (Q,) 0-1; needed where the rules multiply by it.
     """
-    weigh = objectness if rules.objectness else None
-    every, count = np.ascontiguousarray(logits).ravel(), logits.shape[1]
-    # compared as logits, so that the sigmoid is taken of the few; an objectness below 1 only lowers a score
-    chosen = np.flatnonzero(logits >= _logit(rules.thresholds))
-    values = every[chosen]
-    if weigh is not None:
-        values = _sigmoid(values) * weigh[chosen // count]
-        good = np.flatnonzero(values >= rules.thresholds[chosen % count])
-        chosen, values = chosen[good], values[good]
-    if len(values) > rules.candidates:
-        best = _best(values, rules.candidates)
-        chosen, values = chosen[best], values[best]
-    scores = _sigmoid(values) if weigh is None else values
-    return Candidates(boxes[chosen // count], scores, chosen % count)
+    if rules.objectness and objectness is not None:
+        values, least = _sigmoid(logits) * objectness[:, None], rules.thresholds
+    else:  # compared as logits, so that the sigmoid is taken of the few
+        values, least = np.ascontiguousarray(logits), _logit(rules.thresholds)
+    chosen = np.flatnonzero(values >= least)
+    found = values.ravel()[chosen]
+    if len(found) > rules.candidates:
+        best = _best(found, rules.candidates)
+        chosen, found = chosen[best], found[best]
+    rows, labels = np.divmod(chosen, logits.shape[1])
+    return Candidates(boxes[rows], found if least is rules.thresholds else _sigmoid(found), labels)
 
 
 def settle(found: Candidates, names: tuple[str, ...], size: tuple[int, int], rules: Rules) -> Detections:
@@ -110,7 +107,10 @@ def _best(values: Floats, count: int) -> NDArray[np.int64]:
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    return np.asarray(0.5 * (1 + np.tanh(logits / 2)), np.float32)  # cannot overflow
+    with np.errstate(over="ignore"):  # exp(10,000) is inf, and 1 / inf is 0: a masked prompt's score
+        found = np.exp(-logits)
+    found += 1
+    return np.asarray(np.reciprocal(found, out=found))
 
 
 def _logit(scores: Floats) -> Floats:
