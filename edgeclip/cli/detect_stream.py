@@ -146,7 +146,7 @@ def run_stream(
             model, stream.sources, prompts, examples=examples, track=stream.track, newest=stream.newest,
             patience=patience, open_with=opens, **options,
         ) as session,
-        _Outputs(stream, session) as outputs,
+        Outputs(stream, session) as outputs,
         _changes(session, stream.watch, read),
     ):  # fmt: skip
         for result in session:
@@ -174,7 +174,7 @@ class Closes(Protocol):
         """Finish it."""
 
 
-class _Outputs:
+class Outputs:
     """Everything that a result is written to."""
 
     def __init__(self, stream: StreamOptions, session: Session) -> None:
@@ -195,7 +195,7 @@ class _Outputs:
             raise
         self._status = self._files.enter_context(_status())
 
-    def __enter__(self) -> _Outputs:
+    def __enter__(self) -> Outputs:
         return self
 
     def __exit__(self, *_: object) -> None:
