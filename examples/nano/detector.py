@@ -67,7 +67,7 @@ class Scenes:
         self.row = {name: row for row, name in enumerate(self.names)}
         self.tokenizer = Tokenizer.from_str(source.tokenizer_json.decode())
         self.texts = torch.stack([self.vectors([t.format(n) for n in self.names]) for t in TEMPLATES])
-        self.teachers = teachers(folder / "scenes" / "teachers.pt", model, shown)
+        self.teachers = teachers(folder / "scenes" / "teachers.npy", model, shown)
         self.validation = store(folder / "scenes", model, held_out, VALIDATION_SEED, VALIDATION)
         self.stored = store(folder / "scenes", model, shown, SEED, SCENES)
         self.fingerprint = f"{SCENES} scenes of {len(self.names)} names"

@@ -3,19 +3,49 @@
     python examples/nano/evaluate_detection.py SCENES BUNDLE [COUNT]
 
 SCENES is what `prepare.py DOWNLOADS SCENES 128` wrote. Each set is COUNT scenes of a fixed seed; a scene is asked for the names
-that it shows and for 20 (and 100) others of the set's own names, so that a wrong answer costs.
+that it shows and for 20 (and 100) others of the set's own names, so that a wrong answer costs. Beside the detector stand
+
+    windows     the classifier on a sliding window of three sizes
+    crops       the classifier on the 40 boxes that the detector is surest of, whatever they hold
+    true boxes  the classifier on the boxes that are really there: what nano's knowledge of names would allow
+    chance      those boxes, and one of the names asked for by lot
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scenes import SIDE, Scene, compose, drawings, held_back, trained
+
+import edgeclip
+from edgeclip.runtime.detect.nms import nms
+
+# title -> file, seed, which items its scenes are composed of, whether these are turned and recoloured
+SETS: dict[str, tuple[str, int, Callable[[dict[str, Any]], bool], bool]] = {
+    "unseen style, names trained": ("unseen", 11, trained, False),
+    "unseen style, names without boxes": (
+        "unseen",
+        12,
+        lambda item: item["split"] == "train" and held_back(item["name"]),
+        False,
+    ),
+    "unseen style, names untrained": ("unseen", 13, lambda item: item["split"] == "untrained", False),
+    "seen styles, drawings trained": (
+        "training",
+        14,
+        lambda item: trained(item) and item["style"] != "clip-art",
+        True,
+    ),
+}
+LEAST, MOST = 0.001, 100  # smallest score, most detections of a scene that the evaluator is given
 
 
 class Truth(Protocol):
@@ -89,3 +119,97 @@ def _xywh(box: NDArray[np.float32]) -> list[float]:
 
 def _area(box: NDArray[np.float32]) -> float:
     return float((box[2:] - box[:2]).prod())
+
+
+def detector(model: Any, scene: Scene, names: list[str]) -> Found:
+    """The bundle's own detector."""
+    found = model.detect(scene.picture, names, threshold=LEAST, max_detections=MOST)
+    return Found(found.boxes, found.scores, found.names)
+
+
+def windows(model: Any, scene: Scene, names: list[str]) -> Found:
+    """Every window of 32, 64 and 128 pixels, half a window apart, as the classifier sees it."""
+    boxes = [
+        (x, y, x + side, y + side)
+        for side in (32, 64, 128)
+        for y in range(0, SIDE - side + 1, side // 2)
+        for x in range(0, SIDE - side + 1, side // 2)
+    ]
+    return _classified(model, scene, np.array(boxes, np.float32), names)
+
+
+def crops(model: Any, scene: Scene, names: list[str]) -> Found:
+    """The detector's surest boxes, as the classifier sees them."""
+    seen = model.propose(scene.picture)
+    apart = nms(seen.boxes, seen.objectness, np.zeros(len(seen), np.int64), 0.5, most=40)
+    return _classified(model, scene, seen.boxes[apart], names, seen.objectness[apart])
+
+
+def true_boxes(model: Any, scene: Scene, names: list[str]) -> Found:
+    """The boxes that are there, as the classifier sees them."""
+    return _classified(model, scene, scene.boxes, names)
+
+
+def chance(model: Any, scene: Scene, names: list[str]) -> Found:
+    """The boxes that are there, and names by lot."""
+    rng = np.random.default_rng(int(scene.boxes.sum()))
+    drawn = [names[i] for i in rng.integers(len(names), size=len(scene.boxes)).tolist()]
+    return Found(scene.boxes, rng.random(len(scene.boxes)).astype(np.float32), drawn)
+
+
+def _classified(
+    model: Any,
+    scene: Scene,
+    boxes: NDArray[np.float32],
+    names: list[str],
+    weights: NDArray[np.float32] | float = 1.0,
+) -> Found:
+    corners = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).clip(0, SIDE).astype(int)
+    good = (corners[:, 2:] - corners[:, :2] > 2).all(1)
+    pieces = [scene.picture[y0:y1, x0:x1] for x0, y0, x1, y1 in corners[good].tolist()]
+    if not pieces:
+        return Found(boxes[:0], np.zeros(0, np.float32), [])
+    logits = (
+        model.embed_images(pieces, batch_size=64)
+        @ model.make_labels(names).vectors.T
+        * model.bundle.manifest.logit_scale
+    )
+    scores = np.exp(logits - logits.max(1, keepdims=True))
+    scores /= scores.sum(1, keepdims=True)
+    scores *= np.broadcast_to(weights, len(boxes))[good][:, None]
+    rows, labels = np.nonzero(scores > LEAST)
+    values = scores[rows, labels]
+    kept = nms(boxes[good][rows], values, labels, 0.5, most=MOST)
+    return Found(boxes[good][rows[kept]], values[kept], [names[i] for i in labels[kept].tolist()])
+
+
+METHODS = {f.__name__.replace("_", " "): f for f in (detector, windows, crops, true_boxes, chance)}
+
+
+def main() -> None:
+    folder, bundle = Path(sys.argv[1]), sys.argv[2]
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 500
+    methods = sys.argv[4].split(",") if len(sys.argv) > 4 else list(METHODS)
+    print(
+        f"| {count} scenes a set | others asked | "
+        + " | ".join(methods)
+        + " |\n|"
+        + "---|" * (2 + len(methods))
+    )
+    with edgeclip.load(bundle) as model:
+        for title, (kind, seed, keep, varied) in SETS.items():
+            source = drawings(folder, kind, keep)
+            scenes = [compose(source, seed, number, varied=varied) for number in range(count)]
+            shown = len({name for scene in scenes for name in scene.names})
+            for others in (20, 100):
+                prompts = asked(scenes, others, seed)
+                cells = []
+                for method in methods:
+                    found = [METHODS[method](model, s, p) for s, p in zip(scenes, prompts, strict=True)]
+                    scores = average_precision(scenes, found)
+                    cells.append(f"{100 * scores['AP50']:.1f} ({100 * scores['AP']:.1f})")
+                print(f"| {title} ({shown}) | {others} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

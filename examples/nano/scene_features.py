@@ -83,9 +83,9 @@ def teachers(path: Path, model: NanoCLIP, source: Drawings) -> Tensor:
             part = rows[start : start + 64]
             alone = [_on_white(source.pictures[row], side) for row in part]
             found[part] = model.encode_image(pixels(np.stack(alone)))
-        torch.save(torch.nn.functional.normalize(found, dim=-1), path)
-    loaded: Tensor = torch.load(path, weights_only=True)
-    return loaded
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, torch.nn.functional.normalize(found, dim=-1).numpy())
+    return torch.from_numpy(np.load(path))
 
 
 def pixels(pictures: NDArray[np.uint8]) -> Tensor:
