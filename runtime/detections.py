@@ -36,7 +36,7 @@ class Detections:
 
     def __getitem__(self, rows: NDArray[Any] | Sequence[int] | slice) -> Detections:
         """Some of them, by row numbers, a mask or a slice; parents that are left out become -1."""
-        chosen = np.arange(len(self))[np.asarray(rows) if isinstance(rows, Sequence) else rows]
+        chosen = np.arange(len(self))[list(rows) if isinstance(rows, Sequence) else rows]
         parents = self.parents
         if parents is not None:
             places = np.full(len(self) + 1, -1)  # the last: of -1 itself
