@@ -20,7 +20,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from edgeclip import __version__
-from edgeclip.bundle import Bundle, Manifest, identity, seal
+from edgeclip.bundle import Bundle, Manifest, Preprocessing, identity, seal
 from edgeclip.errors import InputError
 from edgeclip.export import parity
 from edgeclip.export.codecs import write_codecs
@@ -43,6 +43,7 @@ from edgeclip.export.targets import flavours_for
 from edgeclip.export.towers import towers_of
 from edgeclip.export.variants import Made, check_wishes, write_tower
 from edgeclip.files import new_folder, write_file
+from edgeclip.models.regions import whole, with_regions
 from edgeclip.models.resolution import at_resolution
 from edgeclip.models.source import Source
 from edgeclip.runtime.fidelity import check_sane
@@ -66,6 +67,7 @@ class ExportSettings:
     # image variants that merge so many tokens away in each block too, one for each number
     token_merging: tuple[int, ...] = ()
     resolution: tuple[int, int] | None = None  # (H, W) of the pictures; None: the source's own
+    regions: bool = False  # of a CLIP: a dense map, and boxes pooled from it
     threads: int | None = None  # of the engine in the comparison
     overwrite: bool = False
     keep_failed: bool = False  # a bundle that failed is kept at <output>.failed
@@ -121,6 +123,8 @@ def export_bundle(
     if settings.tolerance is not None and not settings.tolerance > 0:
         raise InputError(f"--tolerance: expected a number above 0, got {settings.tolerance}.")
     trained_at = source.preprocessing.size if source.preprocessing else None
+    if settings.regions:
+        source = with_regions(source)
     if settings.resolution is not None:
         source = at_resolution(source, settings.resolution)
     check_wishes(source, settings)
@@ -229,6 +233,7 @@ def _manifest(
         golden=GOLDEN,
         templates=source.templates,
         detection=source.detection,
+        region_preprocessing=_of_regions(source),
         source=source.spec,
         source_digest=source.digest,
         created_by=f"edgeclip {__version__}",
@@ -243,6 +248,14 @@ def _manifest(
             **_resampled(source, trained_at),
         },
     )
+
+
+def _of_regions(source: Source) -> Preprocessing | None:
+    """How pictures are prepared whose regions are asked, where that differs."""
+    if source.preprocessing is None or getattr(source.model, "tokens", None) is None:
+        return None
+    seen = whole(source.preprocessing)
+    return None if seen is source.preprocessing else seen
 
 
 def _resampled(source: Source, trained_at: tuple[int, int] | None) -> dict[str, Any]:

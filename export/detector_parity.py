@@ -38,7 +38,7 @@ KEPT = 64  # regions of a golden picture that travel in the bundle
 LARGE = 2500  # regions from which pictures run one and two at a time: attention over 3,600 tokens needs 0.6 GB a picture and block
 
 
-def open_proof(source: Source, material: Material) -> DetectorProof:
+def open_proof(source: Source, kind: str, material: Material) -> DetectorProof:
     """See proofs.py."""
     return DetectorProof(source, material)
 

@@ -19,8 +19,11 @@ from edgeclip.models.source import Source
 
 Array = NDArray[Any]
 
-# Kind of tower -> the module whose `open_proof(source, material)` gives its Proof.
-PROOFS: Mapping[str, str] = {"detector": "edgeclip.export.detector_parity"}
+# Kind of tower -> the module whose `open_proof(source, kind, material)` gives its Proof.
+PROOFS: Mapping[str, str] = {
+    "detector": "edgeclip.export.detector_parity",
+    **dict.fromkeys(("tokens", "regions", "grounding"), "edgeclip.export.region_parity"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,5 +49,5 @@ class Proof(Protocol):
 
 def open_proof(source: Source, kind: str, material: Material) -> Proof:
     """Run a source's tower. Raises CheckFailed for what is not finite or does not depend on the picture."""
-    proof: Proof = import_module(PROOFS[kind]).open_proof(source, material)
+    proof: Proof = import_module(PROOFS[kind]).open_proof(source, kind, material)
     return proof

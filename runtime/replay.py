@@ -8,6 +8,10 @@ A detector's are `detector/pixels` (N, H, W, 3) uint8, which the bundle's mean a
 be 11 MB a picture), and of the regions `detector/regions` (K,) what it says: `detector/boxes` (N, K, 4), `detector/region_embeddings`
 (N, K, D), `detector/logit_scales`, `detector/logit_biases` and, if it has one, `detector/objectness` (N, K). Only every so many regions
 are kept, 64 at most: all 3,600 x 512 of two pictures would be 15 MB. That all the others are sane is checked.
+
+A region encoder's are `tokens/rows` (K,) and `tokens/tokens` (N, K, W), 61 tokens at most of what it makes of `pixels`; and what is asked
+of those, tiled to the number of tokens that the towers take: `regions/boxes` (R, 4) -> `regions/embeddings` (N, R, D), and
+`grounding/prompt_embeddings` (P, D) -> `grounding/embeddings` (N, P, D) and `grounding/boxes` (N, P, 4).
 """
 
 from __future__ import annotations
@@ -40,7 +44,10 @@ MERGED = 0.05  # at least, where tokens are merged: another CPU's rounding may c
 SAME = 1e-4  # rows of different inputs that are closer than this are called constant
 
 # Towers beside those of pictures and texts -> the module that replays them: `replay(bundle, engine, golden, precision)`.
-REPLAYS: Mapping[str, str] = {"detector": "edgeclip.runtime.verify_detector"}
+REPLAYS: Mapping[str, str] = {
+    "detector": "edgeclip.runtime.verify_detector",
+    **dict.fromkeys(("tokens", "regions", "grounding"), "edgeclip.runtime.verify_regions"),
+}
 
 
 def replay_tower(

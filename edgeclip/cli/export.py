@@ -20,6 +20,7 @@ Examples:
   edgeclip export ./my-checkpoint -o mine --target portable --store fp16
   edgeclip export ./my-checkpoint -o mine --uint8 --token-merging 8 --token-merging 16
   edgeclip export ./my-checkpoint -o wide --resolution 256x320
+  edgeclip export hf:openai/clip-vit-base-patch16 -o boxes --regions --resolution 448
   edgeclip export ./my-checkpoint -o mine --images photos/ --precision int8 --budget cosine=0.999
   edgeclip export ./my-checkpoint -o mine --json > report.json
 """
@@ -63,6 +64,10 @@ Examples:
     help="Picture size: 256, or 256x320 (height first). Position embeddings are resampled. Default: the source's own.",
 )  # fmt: skip
 @click.option(
+    "--regions", is_flag=True,
+    help="Add a dense map and boxes pooled from it, so that regions can be embedded and classified without a detector.",
+)  # fmt: skip
+@click.option(
     "--precision", "methods", multiple=True,
     help="Compress too: int8, int8-dynamic, fp16, bf16, fp8, int4; may be repeated. As `edgeclip compress`, with --images and --texts.",
 )  # fmt: skip
@@ -90,6 +95,7 @@ def command(
     uint8: bool,
     token_merging: tuple[int, ...],
     resolution: str | None,
+    regions: bool,
     methods: tuple[str, ...],
     budgets: tuple[str, ...],
     revision: str | None,
@@ -126,6 +132,7 @@ def command(
         uint8,
         token_merging,
         parse_size(resolution) if resolution else None,
+        regions,
         threads,
         overwrite,
         keep_failed,

@@ -28,7 +28,7 @@ def prompted_source(shape: str = "openai", layers: int = 1, **changes: Any) -> S
     torch.manual_seed(5)
     model = PromptedClip.of(source.model).eval()
     with torch.no_grad():  # so that it looks at few tokens, not at the mean of all, and boxes leave the middle
-        model.prompter.block.attention.qkv.weight.mul_(6)
+        model.prompter.block.attention.qkv.weight.mul_(3)
         model.prompter.ground2.weight.mul_(20)
     roughen(model.prompter, seed=3)
     return replace(source, model=model)
