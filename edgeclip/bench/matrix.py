@@ -23,7 +23,7 @@ from edgeclip.bench.plan import PROCESS_S, Tell, silent
 from edgeclip.bench.report import Device
 from edgeclip.bench.samples import Inputs
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import takes_labels, unit_of
+from edgeclip.bench.tasks import for_bundle, takes_labels, tower_of
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.bundle.typed import from_json_value
 from edgeclip.errors import BundleError, EngineError, InputError
@@ -90,8 +90,8 @@ def run_matrix(
         raise InputError("batches: expected at least one, got none.")
     device = describe_device()
     with tempfile.TemporaryDirectory(prefix="edgeclip-matrix-") as scratch:
-        unit_of(settings.task)  # refuses an unknown one
-        labelled = takes_labels(settings.task)
+        settings = for_bundle(settings, bundle)
+        labelled = takes_labels(settings.task)  # refuses an unknown one
         pack = label_pack(bundle, settings, Path(scratch, "labels")) if labelled else None
         heads = ("labels", "prompts") if labelled and pack is None else ("embeddings",)
         rows = _rows(bundle, settings, engines, variants, heads)
@@ -170,7 +170,7 @@ def _rows(
     for name in engines:
         if name not in ENGINES:
             raise InputError(f"engine {name!r}: no such engine. {_choose(name, list(ENGINES))}")
-    tower = "image" if unit_of(settings.task) == "picture" else "text"
+    tower = tower_of(settings.task)
     options = EngineOptions(threads=settings.threads or usable_cores())
     rows: list[tuple[str, Variant]] = []
     for engine in dict.fromkeys(engines or _present()):

@@ -36,7 +36,7 @@ from edgeclip.bench.scenarios import harness_us, merge
 from edgeclip.bench.settings import PARTS, Part, ScenarioName, Settings, preset
 from edgeclip.bench.stages import measure_stages
 from edgeclip.bench.sweeps import sweep_batches, sweep_threads
-from edgeclip.bench.tasks import Task, open_task
+from edgeclip.bench.tasks import Task, for_bundle, open_task, picture_tower_of
 from edgeclip.bench.variants import measure_variants
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EdgeClipError, EngineError
@@ -83,8 +83,9 @@ def measure(
     settings = settings or preset("standard")
     check_settings(settings)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    size = opened.size_bytes
-    plan = Plan(steps_of(settings, size, len(opened.manifest.variants_of("image")), usable_cores()), tell)
+    settings = for_bundle(settings, opened)
+    size, compared = opened.size_bytes, opened.manifest.variants_of(picture_tower_of(settings.task))
+    plan = Plan(steps_of(settings, size, len(compared), usable_cores()), tell)
     plan.begin(LOOK)
     inputs = load_inputs(images, settings.task, settings)
     with Sampler() as sampler:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import ceil, inf, log2
 
 from edgeclip.bench.settings import PARTS, SCENARIOS, Part, ScenarioName, Settings
-from edgeclip.bench.tasks import takes_labels, unit_of
+from edgeclip.bench.tasks import AUTO, takes_labels, unit_of
 from edgeclip.errors import InputError
 
 Tell = Callable[[str, float], None]  # what is being done, seconds left until the end
@@ -87,10 +87,10 @@ def share(settings: Settings, k: int, launches: int) -> Settings:
 
 def check_settings(settings: Settings) -> None:
     """Refuse what cannot be measured, before anything is opened. Raises InputError."""
-    unit = unit_of(settings.task)
-    if settings.labels and unit == "picture" and not takes_labels(settings.task):
+    deaf = settings.task != AUTO and unit_of(settings.task) == "picture" and not takes_labels(settings.task)
+    if settings.labels and deaf:
         raise InputError(
-            f"labels: task {settings.task!r} has no use for them. Drop --labels, or choose --task classify."
+            f"labels: task {settings.task!r} has no use for them. Drop --labels, or choose --task classify or detect."
         )
     for what, given, known in (
         ("scenario", settings.scenarios, SCENARIOS),

@@ -20,7 +20,7 @@ PARTS: tuple[Part, ...] = ("stages", "batches", "roofline", "threads", "variants
 class Settings:
     """One run of `edgeclip bench`. Whatever changes a figure is a field here."""
 
-    task: str = "classify"  # an entry of `edgeclip.bench.tasks.TASKS`
+    task: str = "classify"  # an entry of `edgeclip.bench.tasks.TASKS`; "auto" becomes what the bundle is for
     preset: Preset = "standard"  # where the durations below come from
     scenarios: tuple[ScenarioName, ...] = ("single-stream", "multi-stream", "offline")
     parts: tuple[Part, ...] = PARTS  # what is measured beside the scenarios
@@ -46,7 +46,7 @@ class Settings:
     server_batch: int = 8  # queries that may be merged into one call
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     cold_starts: int = 5  # fresh processes of each kind
-    labels: tuple[str, ...] = ()  # classify; (): those baked into the bundle, else twenty of edgeclip's own
+    labels: tuple[str, ...] = ()  # classify, detect; (): those baked into the bundle, else twenty of edgeclip's own
     index_size: int = 10_000  # search: unit vectors that a query is compared with
     seed: int = 0  # which inputs a query gets, and when it arrives
 

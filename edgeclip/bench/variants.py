@@ -14,6 +14,7 @@ from edgeclip.bench.samples import Inputs
 from edgeclip.bench.scenarios.loop import settled
 from edgeclip.bench.settings import Settings
 from edgeclip.bench.statistics import spread
+from edgeclip.bench.tasks import picture_tower_of
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import EdgeClipError, EngineError
 from edgeclip.runtime.engines import Engine, EngineOptions, local_variants, open_variant, run
@@ -34,7 +35,7 @@ Clock = Callable[[], int]  # ns
 def measure_variants(
     bundle: Bundle, settings: Settings, inputs: Inputs, between: Between
 ) -> tuple[VariantPoint, ...]:
-    """Time the image tower alone (on a GPU with its copies) in each variant, one picture a call, on the engine that this machine uses.
+    """Time the tower of pictures, or of detections, alone (on a GPU with its copies) in each variant, one picture a call, on the engine that this machine uses.
 
     All that open take turns, so that what slows the machine slows all of them.
 
@@ -44,14 +45,15 @@ def measure_variants(
     Raises:
         EngineError: none opens.
     """
-    if not bundle.manifest.variants_of("image"):
+    kind = picture_tower_of(settings.task)
+    if not bundle.manifest.variants_of(kind):
         return ()
     options = EngineOptions(threads=settings.threads or usable_cores())
     name = _engine_in_use(bundle, settings, options)
     opened: dict[str, Engine] = {}
     turns: dict[str, Turn] = {}
     failed: dict[str, str] = {}
-    variants = _variants(bundle, name, options)
+    variants = _variants(bundle, kind, name, options)
     try:
         for variant in variants:
             try:
@@ -109,7 +111,7 @@ def _round(turns: Sequence[Turn], first: int, clock: Clock) -> list[int]:
 
 
 def _engine_in_use(bundle: Bundle, settings: Settings, options: EngineOptions) -> str:
-    tower = Tower(bundle, "image", engine=settings.engines or None, options=options)
+    tower = Tower(bundle, picture_tower_of(settings.task), engine=settings.engines or None, options=options)
     try:
         with tower.lease() as engine:
             return engine.name
@@ -117,13 +119,13 @@ def _engine_in_use(bundle: Bundle, settings: Settings, options: EngineOptions) -
         tower.close()
 
 
-def _variants(bundle: Bundle, name: str, options: EngineOptions) -> list[Variant]:
+def _variants(bundle: Bundle, kind: str, name: str, options: EngineOptions) -> list[Variant]:
     """What was built for the engine, then the bundle's own."""
     built = [
-        v for v in local_variants(name, bundle, options) if (v.tower, v.axes.head) == ("image", "embeddings")
+        v for v in local_variants(name, bundle, options) if (v.tower, v.axes.head) == (kind, "embeddings")
     ]
     ids = {variant.id for variant in built}
-    return [*built, *(v for v in bundle.manifest.variants_of("image") if v.id not in ids)]
+    return [*built, *(v for v in bundle.manifest.variants_of(kind) if v.id not in ids)]
 
 
 def _open(name: str, bundle: Bundle, variant: Variant, options: EngineOptions) -> Engine:
@@ -138,7 +140,7 @@ def _open(name: str, bundle: Bundle, variant: Variant, options: EngineOptions) -
 
 def _turn(engine: Engine, bundle: Bundle, settings: Settings, inputs: Inputs) -> Turn:
     """One call with one picture; it has run once."""
-    spec = bundle.manifest.preprocessing
+    spec = bundle.manifest.preprocessing_of(engine.variant.tower)
     if spec is None:
         raise EngineError(f"{bundle.root}: this bundle does not say how its pictures are preprocessed.")
     slot = engine.slot(1)

@@ -62,11 +62,11 @@ def settings_options(command: F) -> F:
     found = cast("F", engine_options(parsed))
     for option in reversed(
         (
-            click.option("--task", default="classify", show_default=True, metavar="TASK", help="What a query does: classify, embed, embed-text or search."),
+            click.option("--task", default="auto", metavar="TASK", help="What a query does: classify, detect, embed, embed-text or search. Default: detect for a bundle that can only detect, else classify."),
             click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Folder of your pictures, that queries draw from. Default: pictures that edgeclip makes, as large as a photograph."),
             click.option("--quick", is_flag=True, help="To look around: a tenth of the time, wider intervals."),
             click.option("--full", is_flag=True, help="As long as MLPerf asks for: 600 s and 24,576 queries of each scenario."),
-            click.option("--labels", help="What classify chooses from: 'a cat,a dog', or @FILE with one a line. Default: labels baked in, else twenty of edgeclip's own."),
+            click.option("--labels", help="What classify chooses from, or detect looks for: 'a cat,a dog', or @FILE with one a line. Default: labels baked in, else twenty of edgeclip's own."),
             click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas)."),
             click.option("--exact", is_flag=True, help="Decode every pixel of large JPEGs."),
             click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which pictures queries draw, and when they arrive."),

@@ -95,8 +95,11 @@ def compare(
         from edgeclip.bench.live import compare_live
         from edgeclip.bench.plan import check_settings
         from edgeclip.bench.samples import load_inputs
+        from edgeclip.bench.tasks import for_bundle
+        from edgeclip.bundle import open_bundle
 
         check_settings(settings)
+        settings = for_bundle(settings, open_bundle(a))
         inputs = load_inputs(images, settings.task, settings)
         with live_line() as tell:
             found = compare_live(a, b, settings, inputs, limits, tell, strict=strict)
@@ -171,12 +174,14 @@ def matrix(
     from edgeclip.bench.matrix import run_matrix
     from edgeclip.bench.plan import check_settings
     from edgeclip.bench.samples import load_inputs
+    from edgeclip.bench.tasks import for_bundle
     from edgeclip.bundle import open_bundle
 
     sizes = _numbers(batches)
     check_places(output, html, markdown)
     check_settings(settings)
     opened = open_bundle(bundle)
+    settings = for_bundle(settings, opened)
     inputs = load_inputs(images, settings.task, settings)
     try:
         with live_line() as tell:

@@ -87,8 +87,8 @@ def test_tasks_without_labels_have_one_kind(bundle: Bundle, started: list[str]) 
 
 
 def test_there_has_to_be_such_a_task(bundle: Bundle) -> None:
-    with pytest.raises(InputError, match="task 'detect': no such task"):
-        measure_cold(bundle, preset("quick", task="detect"), jpegs(1))
+    with pytest.raises(InputError, match="task 'segment': no such task"):
+        measure_cold(bundle, preset("quick", task="segment"), jpegs(1))
 
 
 # --- the system forgets files

@@ -199,7 +199,7 @@ def test_a_damaged_cell_is_measured_again(
         ({"variants": ("text-fp32",)}, "no variant 'text-fp32' that task 'embed' could run."),
         ({"batches": ()}, "batches: expected at least one, got none."),
         ({"batches": (0,)}, "batches: expected numbers above 0, got 0."),
-        ({"settings": replace(SETTINGS, task="detect")}, "task 'detect': no such task."),
+        ({"settings": replace(SETTINGS, task="segment")}, "task 'segment': no such task."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_runs(

@@ -220,8 +220,8 @@ def test_launches_on_different_engines_are_never_one_figure(
 
 
 def test_wrong_settings_are_refused_before_anything_opens(watched: Watched, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="task 'detect'"):
-        measure(tmp_path / "absent", replace(SETTINGS, task="detect"))
+    with pytest.raises(InputError, match="task 'segment'"):
+        measure(tmp_path / "absent", replace(SETTINGS, task="segment"))
 
 
 def test_without_scenarios_only_parts(watched: Watched, toy: Bundle) -> None:

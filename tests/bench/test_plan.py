@@ -54,7 +54,7 @@ def test_quick_is_expected_to_take_about_a_minute() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "detect"}, r"^task 'detect': "),
+        ({"task": "segment"}, r"^task 'segment': "),
         ({"scenarios": ("stream",)}, "scenario 'stream': no such scenario. Choose from single-stream, "),
         ({"parts": ("stage",)}, "part 'stage': no such part. Choose from stages, "),
         ({"scenarios": (), "parts": ()}, "nothing to measure"),

@@ -444,8 +444,8 @@ def test_no_room_for_a_second_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_no_such_task(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "toy")
-    with load(bundle) as model, pytest.raises(InputError, match="task 'detect': no such task"):
-        roofline.measure_roofline(bundle, model, preset("quick", task="detect"))
+    with load(bundle) as model, pytest.raises(InputError, match="task 'segment': no such task"):
+        roofline.measure_roofline(bundle, model, preset("quick", task="segment"))
 
 
 @pytest.mark.gpu

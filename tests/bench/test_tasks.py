@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,7 @@ def test_classify_goes_by_baked_labels_where_there_are_any(inputs: Inputs) -> No
         asked: list[object] = []  # noqa: RUF012
 
         class manifest:
-            @staticmethod
-            def variants_of(tower):
-                from types import SimpleNamespace
-
-                return [SimpleNamespace(axes=SimpleNamespace(head="labels"))] if tower == "image" else []
+            variants = (SimpleNamespace(tower="image", axes=SimpleNamespace(head="labels")),)
 
         class bundle:
             root = "toy"
@@ -214,6 +211,7 @@ def test_an_index_is_the_same_for_the_same_seed(model: Model, inputs: Inputs) ->
         ("classify", "a text", {"text": False}),
         ("embed", "an image", {"image": False}),
         ("classify", "an image", {"image": False}),
+        ("detect", "a detector", {}),
     ],
 )
 def test_a_bundle_without_the_tower_is_refused(
@@ -227,9 +225,9 @@ def test_a_bundle_without_the_tower_is_refused(
 def test_what_is_no_task_is_refused_with_what_there_is(model: Model, inputs: Inputs) -> None:
     with pytest.raises(
         InputError,
-        match=r"^task 'detect': no such task\. Choose one of classify, embed, embed-text, search\.$",
+        match=r"^task 'segment': no such task\. Choose one of classify, detect, embed, embed-text, search\.$",
     ):
-        open_task("detect", model, inputs, Settings())
+        open_task("segment", model, inputs, Settings())
     assert {name: unit_of(name) for name in TASKS} == {
-        "classify": "picture", "embed": "picture", "embed-text": "text", "search": "text"
+        "classify": "picture", "detect": "picture", "embed": "picture", "embed-text": "text", "search": "text"
     }  # fmt: skip

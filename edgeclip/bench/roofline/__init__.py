@@ -20,7 +20,7 @@ from edgeclip.bench.roofline.operations import RULES
 from edgeclip.bench.roofline.peaks import Peaks
 from edgeclip.bench.roofline.work import Work, count_work
 from edgeclip.bench.settings import Settings
-from edgeclip.bench.tasks import unit_of
+from edgeclip.bench.tasks import tower_of
 from edgeclip.bundle import Bundle, Port
 from edgeclip.runtime.engines import Engine, Slot, rows_at_once
 from edgeclip.runtime.engines.onnxruntime_session import CPU
@@ -28,7 +28,6 @@ from edgeclip.runtime.model import Model
 from edgeclip.runtime.towers import Tower
 
 MIN_CALLS = 5  # of a tower, however long they take
-TOWERS = {"picture": "image", "text": "text"}  # unit of a task -> the kind of tower that its queries run
 
 clock = time.perf_counter_ns
 
@@ -46,7 +45,7 @@ def measure_roofline(
     Raises:
         InputError: no such task. EngineError, MissingExtraError: a tower that cannot run, or whose operations cannot be counted.
     """
-    kind = TOWERS[unit_of(settings.task)]
+    kind = tower_of(settings.task)
     if not _open_towers(model, kind):
         model.warmup(text=kind == "text")
     peaks = Peaks()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgeclip.bench.settings import Settings
+from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError
 from edgeclip.runtime.model import Model
 
@@ -18,10 +20,12 @@ Unit = Literal["picture", "text"]
 
 TASKS: Mapping[str, str] = {
     "classify": "edgeclip.bench.tasks.classify",  # a picture's bytes to its label
+    "detect": "edgeclip.bench.tasks.detect",  # a picture's bytes to boxes with labels
     "embed": "edgeclip.bench.tasks.embed",  # a picture's bytes to a vector
     "embed-text": "edgeclip.bench.tasks.embed_text",  # a text to a vector
     "search": "edgeclip.bench.tasks.search",  # a text to the best of an index of vectors
 }
+AUTO = "auto"  # in the place of a task: what the bundle is for
 
 
 class Task(Protocol):
@@ -44,6 +48,25 @@ def unit_of(name: str) -> Unit:
     return unit
 
 
+def tower_of(name: str) -> str:
+    """The kind of tower that a query's samples go through. Raises InputError for no such task."""
+    module = _module(name)
+    return str(getattr(module, "TOWER", {"picture": "image", "text": "text"}[module.UNIT]))
+
+
+def picture_tower_of(name: str) -> str:
+    """The tower whose variants are compared: of a task on texts, that of pictures too."""
+    return "detector" if tower_of(name) == "detector" else "image"
+
+
+def for_bundle(settings: Settings, bundle: Bundle) -> Settings:
+    """The settings with a task in the place of AUTO: to detect where the bundle's only pictures are a detector's, else to classify."""
+    if settings.task != AUTO:
+        return settings
+    towers = {variant.tower for variant in bundle.manifest.variants}
+    return replace(settings, task="detect" if "detector" in towers and "image" not in towers else "classify")
+
+
 def takes_labels(name: str) -> bool:
     """Whether the task's results are labels, whose vectors a pack may bring. Raises InputError for no such task."""
     return hasattr(_module(name), "labels_of")
@@ -61,7 +84,7 @@ def open_task(name: str, model: Model, inputs: Inputs, settings: Settings) -> Ta
 
 def require_tower(model: Model, tower: str, task: str, heads: Sequence[str] = ("embeddings",)) -> None:
     """Raise InputError unless the bundle has such a tower, with one of these heads."""
-    have = [variant.axes.head for variant in model.manifest.variants_of(tower)]
+    have = [variant.axes.head for variant in model.manifest.variants if variant.tower == tower]
     if not set(heads) & set(have):
         but = f", only {tower} towers that give {' and '.join(sorted(set(have)))}" if have else ""
         raise InputError(
