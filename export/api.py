@@ -41,7 +41,7 @@ from edgeclip.export.samples import (
 from edgeclip.export.steps import Steps
 from edgeclip.export.targets import flavours_for
 from edgeclip.export.towers import towers_of
-from edgeclip.export.variants import Made, check_wishes, write_tower
+from edgeclip.export.variants import Made, check_wishes, groups_of, write_towers
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.regions import whole, with_regions
 from edgeclip.models.resolution import at_resolution
@@ -105,7 +105,7 @@ def export_bundle(
     settings: ExportSettings | None = None,
     tell: Callable[[str, float | None], None] = lambda name, seconds: None,
 ) -> ExportReport:
-    """Trace both towers, prove that they agree with the source, and pack them as a bundle.
+    """Trace every tower, prove that they agree with the source, and pack them as a bundle.
 
     Args:
         source: as `load_source` gives it; its model is put into eval mode.
@@ -139,8 +139,8 @@ def export_bundle(
                 golden = pixels_of(golden_pictures(), source.preprocessing)
             proofs = _proofs(source, samples, settings)
         made = Made()
-        for kind in towers_of(source):
-            write_tower(made, source, kind, flavours, scratch, settings, steps, samples.pixels, golden)
+        for kinds in groups_of(source):
+            write_towers(made, source, kinds, flavours, scratch, settings, steps, samples.pixels, golden)
         _write_golden(source, golden, made.golden, proofs, scratch)
         manifest = _manifest(source, made, settings, trained_at)
         parities = []

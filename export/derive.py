@@ -18,7 +18,7 @@ from edgeclip.bench.store import still_true
 from edgeclip.bundle import Bundle, Variant, seal
 from edgeclip.errors import InputError
 from edgeclip.export.tensorrt_rules import required
-from edgeclip.export.weights import save_graphs
+from edgeclip.export.weights import PIXELS, save_graphs
 from edgeclip.files import new_folder, write_file
 from edgeclip.runtime.verify import verify
 
@@ -100,11 +100,15 @@ def derive_bundle(
 
 
 def _write(new: Sequence[NewVariant], folder: Path) -> list[Variant]:
-    """Graphs of one tower share a weights file; another tower has its own."""
+    """Graphs of one tower share a weights file, and those of all towers of pictures; another tower has its own."""
     files: dict[str, tuple[str, ...]] = {}
-    for tower in dict.fromkeys(one.variant.tower for one in new):
-        models = [(one.variant.id, one.model) for one in new if one.variant.tower == tower]
-        files |= save_graphs(models, folder / GRAPHS, tower)
+    groups: dict[str, list[NewVariant]] = {}
+    for one in new:
+        groups.setdefault("pixels" if one.variant.tower in PIXELS else one.variant.tower, []).append(one)
+    for group in groups.values():
+        towers = list(dict.fromkeys(one.variant.tower for one in group))
+        models = [(one.variant.id, one.model) for one in group]
+        files |= save_graphs(models, folder / GRAPHS, towers[0], share=len(towers) > 1)
     return [
         replace(
             one.variant,

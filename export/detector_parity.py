@@ -75,7 +75,7 @@ class DetectorProof:
     def golden(self) -> dict[str, Array]:
         """See runtime/replay.py."""
         regions = np.arange(0, self.kept.boxes.shape[1], -(-self.kept.boxes.shape[1] // KEPT))
-        said = {name: array for name, array in self.kept.take(regions).arrays().items()}
+        said = self.kept.take(regions).arrays()
         found: dict[str, Array] = {"pixels": self.levels, "regions": regions.astype(np.int64), **said}
         return {f"detector/{name}": array for name, array in found.items()}
 

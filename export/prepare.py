@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeclip.bundle import Bundle, Fidelity, Variant
-from edgeclip.errors import CheckFailed, InputError, MissingExtraError
+from edgeclip.errors import CheckFailed, EngineError, InputError, MissingExtraError
 from edgeclip.files import sha256_file
 from edgeclip.runtime.tensorrt.api import build_engines as build_without
 from edgeclip.runtime.tensorrt.library import Library
@@ -85,6 +85,11 @@ class Converter:
         if precision not in LIMITS:
             raise InputError(
                 f"--precision {precision}: TensorRT has no such engines. Choose from fp32, {', '.join(LIMITS)}."
+            )
+        if base.tower not in ("image", "text"):
+            raise EngineError(
+                f"{base.id}: a {base.tower} is not converted by the way, it is built as its graph is typed. "
+                f"Pass --precision fp32, or name a graph in {precision} with --variant."
             )
         axes = axes_of(base, METHODS[precision])
         return replace(base, id=axes.name(base.tower), axes=axes, fidelity=None, proven=(), scores=None)

@@ -30,6 +30,7 @@ from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.detector import Detector
 from edgeclip.models.nano import NanoImage, NanoText
+from edgeclip.models.nano_detector import NanoDetector
 from edgeclip.models.pooled_vit import PooledVitTower
 from edgeclip.models.prompter import AskBoxes, AskTexts, ImageTokens
 from edgeclip.models.regions import DenseMap, RoiPool
@@ -65,6 +66,7 @@ MERGING: Mapping[type[nn.Module], Callable[[Any, int], tuple[nn.Module, dict[str
 # Towers of the other kinds -> (source) -> their form.
 FORMS: Mapping[type[nn.Module], Callable[[Source], Form]] = {
     Detector: detector_towers.owl,
+    NanoDetector: nano_towers.detector,
     DenseMap: region_towers.dense_map,
     ImageTokens: region_towers.image_tokens,
     RoiPool: region_towers.roi_pool,
@@ -114,18 +116,12 @@ def tower_of(
         SourceError: the model has no such tower, or no traceable forward is known for its class.
         InputError: merging in a tower that has no tokens to merge.
     """
-    tower, known = getattr(source.model, kind, None), TOWERS if kind in ("image", "text") else FORMS
-    make = None if tower is None else known.get(type(tower))
-    if make is None:
-        names = ", ".join(cls.__name__ for cls in known)
-        raise SourceError(
-            f"{source.spec}: cannot export {type(tower).__name__} as {kind} tower, expected one of {names}."
-        )
-    if known is FORMS:
-        form: Form = make(source)
-        return TracedTower(
-            kind, form.module, form.examples, form.inputs, form.outputs, form.expected, _chosen(flavours, form.expected)
-        )  # fmt: skip
+    tower = getattr(source.model, kind, None)
+    if kind not in ("image", "text"):
+        form = _known(FORMS, tower, source, kind)(source)
+        chosen = _chosen(flavours, form.expected)
+        return TracedTower(kind, form.module, form.examples, form.inputs, form.outputs, form.expected, chosen)
+    make = _known(TOWERS, tower, source, kind)
     if kind == "image":
         assert source.preprocessing is not None
         height, width = source.preprocessing.size
@@ -140,6 +136,18 @@ def tower_of(
     output = Port("embeddings", "float32", ("N", source.embedding_dim))
     module = UnitRows(traceable).eval()
     return TracedTower(kind, module, (example,), (port,), (output,), expected, _chosen(flavours, expected))
+
+
+def _known(
+    table: Mapping[type[nn.Module], Any], tower: Any, source: Source, kind: Kind
+) -> Callable[[Any], Any]:
+    if type(tower) not in table:
+        names = ", ".join(cls.__name__ for cls in table)
+        raise SourceError(
+            f"{source.spec}: cannot export {type(tower).__name__} as {kind} tower, expected one of {names}."
+        )
+    found: Callable[[Any], Any] = table[type(tower)]
+    return found
 
 
 def _chosen(names: tuple[str, ...], expected: Mapping[str, int]) -> tuple[Flavour, ...]:

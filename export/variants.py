@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,11 +18,10 @@ from edgeclip.export.heads import detect_prompts
 from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.passes import Pass, PassReport, store_fp16
 from edgeclip.export.steps import Steps
-from edgeclip.export.targets import Flavour
 from edgeclip.export.tensorrt_rules import required
-from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of
+from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of, towers_of
 from edgeclip.export.uint8_input import take_uint8, uint8_port
-from edgeclip.export.weights import save_graphs
+from edgeclip.export.weights import PIXELS, save_graphs
 from edgeclip.models.source import Source
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 GRAPHS = "graphs"
-PIXELS = ("image", "detector", "tokens")  # towers that take pictures
 _CHUNK = 16  # samples a call
 
 
@@ -62,10 +61,27 @@ def check_wishes(source: Source, settings: ExportSettings) -> None:
         check_merging(source)
 
 
-def write_tower(
+@dataclass(frozen=True)
+class Graph:
+    """One graph of one tower, not yet written."""
+
+    tower: TracedTower  # as it is at its ports
+    axes: Axes
+    requires: dict[str, str]
+    model: ir.Model
+
+
+def groups_of(source: Source) -> list[tuple[Kind, ...]]:
+    """A source's towers as they share weights files: those of pictures may have their layers in common."""
+    kinds = towers_of(source)
+    pictures = tuple(kind for kind in kinds if kind in PIXELS)
+    return [*([pictures] if pictures else []), *((kind,) for kind in kinds if kind not in PIXELS)]
+
+
+def write_towers(
     made: Made,
     source: Source,
-    kind: Kind,
+    kinds: tuple[Kind, ...],
     flavours: tuple[str, ...],
     folder: Path,
     settings: ExportSettings,
@@ -73,7 +89,7 @@ def write_tower(
     pixels: Array | None,
     golden: Array | None,
 ) -> None:
-    """Trace one tower, once for each number of merged tokens, and write its graphs.
+    """Trace towers of one group, each once for each number of merged tokens, and write their graphs.
 
     Args:
         made: what is written is added here.
@@ -82,7 +98,32 @@ def write_tower(
         pixels: (N, 3, H, W) samples on which a graph with merged tokens will be compared.
         golden: (M, 3, H, W) those that travel in the bundle.
     """
-    models = []
+    graphs = [
+        graph
+        for kind in kinds
+        for graph in _graphs(made, source, kind, flavours, settings, steps, pixels, golden)
+    ]
+    with steps(f"write the {' and '.join(kinds)} tower{'s' if len(kinds) > 1 else ''}"):
+        named = [(graph.axes.name(graph.tower.kind), graph.model) for graph in graphs]
+        files = save_graphs(named, folder / GRAPHS, kinds[0], share=len(kinds) > 1)
+    for graph in graphs:
+        kind, name = graph.tower.kind, graph.axes.name(graph.tower.kind)
+        paths = tuple(f"{GRAPHS}/{file}" for file in files[name])
+        ports = graph.tower.inputs, graph.tower.outputs
+        made.variants.append(Variant(name, kind, graph.axes, paths, *ports, graph.requires))
+
+
+def _graphs(
+    made: Made,
+    source: Source,
+    kind: Kind,
+    flavours: tuple[str, ...],
+    settings: ExportSettings,
+    steps: Steps,
+    pixels: Array | None,
+    golden: Array | None,
+) -> Iterator[Graph]:
+    """Of one tower, in the manifest's order."""
     inputs: tuple[Literal["float32", "uint8"], ...] = ("float32",)
     if settings.uint8 and kind in PIXELS:
         inputs = ("float32", "uint8")
@@ -101,29 +142,21 @@ def write_tower(
                 form, extra = _form(source, tower, dtype, settings)
                 model, made.passes[axes.name(kind)] = write(captured, form, flavour, extra)
                 requires = {**flavour.requires, "tensorrt": required(model)}
-                models.append((form, axes, requires, model))
-                if kind == "detector":
-                    models.append(_with_prompts(form, axes, flavour, model, source.embedding_dim))
                 if rows is not None:
                     made.merged[axes.name(kind)] = rows
-    with steps(f"write the {kind} tower"):
-        named: list[tuple[str, ir.Model]] = [(axes.name(kind), model) for _, axes, _, model in models]
-        files = save_graphs(named, folder / GRAPHS, kind)
-    for form, axes, requires, _ in models:
-        name = axes.name(kind)
-        paths = tuple(f"{GRAPHS}/{file}" for file in files[name])
-        made.variants.append(Variant(name, kind, axes, paths, form.inputs, form.outputs, requires))
+                graph = Graph(form, axes, requires, model)
+                yield graph
+                if kind == "detector":
+                    yield _with_prompts(graph, source.embedding_dim)
 
 
-def _with_prompts(
-    form: TracedTower, axes: Axes, flavour: Flavour, model: ir.Model, dim: int
-) -> tuple[TracedTower, Axes, dict[str, str], ir.Model]:
-    """A detector's graph once more, with prompts as an input; both share their weights file."""
-    asked = model.clone()
-    inputs, outputs = detect_prompts(asked, dim)
-    form = replace(form, inputs=(*form.inputs, *inputs), outputs=outputs)
-    requires = {**flavour.requires, "tensorrt": required(asked)}
-    return form, replace(axes, head="prompts"), requires, asked
+def _with_prompts(graph: Graph, dim: int) -> Graph:
+    """A detector's graph once more, with prompts as an input."""
+    model = graph.model.clone()
+    inputs, outputs = detect_prompts(model, dim)
+    tower = replace(graph.tower, inputs=(*graph.tower.inputs, *inputs), outputs=outputs)
+    requires = {**graph.requires, "tensorrt": required(model)}
+    return Graph(tower, replace(graph.axes, head="prompts"), requires, model)
 
 
 def preprocessing_of(source: Source, kind: Kind) -> Preprocessing | None:

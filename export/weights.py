@@ -1,4 +1,4 @@
-"""Large tensors of one tower, stored once beside its graphs: <tower>-<hash>.bin, shared by every flavour.
+"""Large tensors of a tower, stored once beside its graphs: <tower>-<hash>.bin, shared by every flavour, and by every tower of pictures.
 
 onnxruntime maps the file into memory and refuses paths that leave the graph's folder, so it lies in that folder.
 """
@@ -11,26 +11,28 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+PIXELS = ("image", "detector", "tokens")  # towers that take pictures, and may have layers in common
 ALIGNMENT = 4096  # bytes; a memory page
 MIN_BYTES = 1024  # of a tensor that moves out of the graph
 EMBED_BELOW = 8 << 20  # bytes of a graph's weights: such a tower keeps them in its graph files
 
 
 def save_graphs(
-    models: Sequence[tuple[str, ir.Model]], folder: Path, stem: str
+    models: Sequence[tuple[str, ir.Model]], folder: Path, stem: str, share: bool = False
 ) -> dict[str, tuple[str, ...]]:
-    """Write the flavours of one tower.
+    """Write the flavours of one tower, or of several that have tensors in common.
 
     Args:
         models: (variant id, graph). The graphs' tensors are replaced by references into the shared file.
         folder: where `<id>.onnx` and the shared file go.
         stem: first part of the shared file's name, e.g. "image".
+        share: however small the tensors are together: they are those of several towers.
     Returns:
         variant id -> file names, the graph first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shared: tuple[str, ...] = ()
-    if any(sum(tensor.nbytes for _, tensor in _large(model)) >= EMBED_BELOW for _, model in models):
+    if share or any(sum(tensor.nbytes for _, tensor in _large(model)) >= EMBED_BELOW for _, model in models):
         shared = (_share([pair for _, model in models for pair in _large(model)], folder, stem),)
     for name, model in models:
         ir.save(model, folder / f"{name}.onnx")

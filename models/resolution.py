@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from edgeclip.bundle import Preprocessing
 from edgeclip.errors import InputError
 from edgeclip.models.clip import ImageTower
+from edgeclip.models.detector import Detector, grid_bias
 from edgeclip.models.pooled_vit import PooledVitTower
 from edgeclip.models.resnet import STRIDE, ResNetTower
 from edgeclip.models.source import Source
@@ -39,9 +40,10 @@ def at_resolution(source: Source, size: Size) -> Source:
     """The same model for pictures of another size. Its `model_id` differs; the text tower is shared with `source`.
 
     Raises:
-        InputError: no image tower, a size that its patches do not divide, or a tower made for one size.
+        InputError: no tower of pictures, a size that its patches do not divide, or a tower made for one size.
     """
-    spec, tower = source.preprocessing, source.model.image
+    kind = "detector" if source.model.image is None else "image"
+    spec, tower = source.preprocessing, getattr(source.model, kind, None)
     if spec is None or tower is None:
         raise InputError(f"--resolution: {source.spec} has no image tower. Export it without.")
     if size == spec.size:
@@ -56,7 +58,7 @@ def at_resolution(source: Source, size: Size) -> Source:
     model = copy.copy(source.model)
     model._modules = {
         **source.model._modules,
-        "image": made,
+        kind: made,
     }  # a copy of a module shares the table of its parts
     config: Any = model.config
     model.config = replace(config, image=made.config)
@@ -91,6 +93,18 @@ def _resnet(tower: ResNetTower, size: Size) -> nn.Module:
     return _rebuilt(tower, wanted, state)
 
 
+def _detector(tower: Detector, size: Size) -> nn.Module:
+    """Its boxes start at another grid, which the new one makes for itself."""
+    trunk = _transformer(tower.trunk, size)
+    with torch.device("meta"):
+        made = Detector(replace(tower.config, image=replace(tower.config.image, image_size=size)))
+    state = {name: value for name, value in tower.state_dict().items() if not name.startswith("trunk.")}
+    state |= {f"trunk.{name}": value for name, value in trunk.state_dict().items()}
+    made.load_state_dict(state, assign=True)
+    made.box_bias = grid_bias(made.config.image.grid)
+    return made.requires_grad_(False).eval()
+
+
 def _timm(tower: TimmTower, size: Size) -> nn.Module:
     """Without a change, if timm's own module takes pictures of that size: those of convolutions alone do."""
     made = copy.copy(tower)
@@ -108,6 +122,7 @@ def _timm(tower: TimmTower, size: Size) -> nn.Module:
 
 RESIZE: Mapping[type[nn.Module], Callable[[Any, Size], nn.Module]] = {
     ImageTower: _transformer,
+    Detector: _detector,
     PooledVitTower: _transformer,
     ResNetTower: _resnet,
     TimmTower: _timm,

@@ -46,8 +46,7 @@ class Seen:
 
     def take(self, regions: Array) -> Seen:
         """Some of the regions of every picture."""
-        some = {name: array[:, regions] for name, array in self.arrays().items()}
-        return Seen(*some.values())
+        return Seen.of({name: array[:, regions] for name, array in self.arrays().items()})
 
     def arrays(self) -> dict[str, Array]:
         """By the names of a detector's outputs."""
@@ -60,8 +59,10 @@ class Seen:
     @staticmethod
     def of(arrays: Mapping[str, Array]) -> Seen:
         """From a detector's outputs by name."""
-        names = ("boxes", "region_embeddings", "logit_scales", "logit_biases")
-        return Seen(*(arrays[name] for name in names), arrays.get("objectness"))
+        rows, scales, biases = (
+            arrays[name] for name in ("region_embeddings", "logit_scales", "logit_biases")
+        )
+        return Seen(arrays["boxes"], rows, scales, biases, arrays.get("objectness"))
 
 
 def measure_detection(a: Seen, b: Seen, vectors: Array, detection: Detection) -> DetectionFidelity:

@@ -16,6 +16,7 @@ Examples:
   edgeclip bake clip-b32/ -o shop/ --labels @labels.txt --drop-text --only-heads     the smallest, for a device
   edgeclip bake clip-b32/ -o any/ --open 256                labels come at run time, at most 256
   edgeclip bake small/ -o shop/ --pack pets.labels --variant image-int8-decomposed
+  edgeclip bake owl/ -o shop/ --labels 'a cup,a hand' --drop-text --only-heads     pixels in, boxes and logits out
 """
 
 
@@ -33,7 +34,9 @@ Examples:
     help="A label pack, instead of labels: its thresholds are kept, and no text tower is needed.",
 )
 @click.option(
-    "--variant", multiple=True, help="Image variant to build on; repeat for more. Default: the preferred one."
+    "--variant",
+    multiple=True,
+    help="Variant of the image tower or the detector to build on; repeat for more. Default: the preferred one.",
 )
 @click.option(
     "--open",
@@ -43,7 +46,7 @@ Examples:
 )
 @click.option("--closed", is_flag=True, help="Leave out the head that takes labels at run time.")
 @click.option("--drop-text", is_flag=True, help="Leave out the text tower and its tokenizer.")
-@click.option("--only-heads", is_flag=True, help="Leave out the image variants that give embeddings.")
+@click.option("--only-heads", is_flag=True, help="Leave out that tower's variants that give embeddings.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads. Default: one for each physical core."
@@ -67,7 +70,7 @@ def command(
 ) -> None:
     """Bake labels into a graph: pixels in, scores out.
 
-    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano; it stays as it is. The new bundle classifies without a text
+    BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano; it stays as it is. The new bundle classifies, or detects, without a text
     tower, and has a second graph whose labels come at run time. The graphs share their weights.
     """
     if pack and (labels or label or template):

@@ -54,7 +54,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     help="What the engines compute in; made from the fp32 graph where the bundle has none. Default: fp16.",
 )  # fmt: skip
 @click.option(
-    "--tower", "towers", multiple=True, type=click.Choice(["image", "text"]),
+    "--tower", "towers", multiple=True, type=click.Choice(["image", "text", "detector", "tokens", "regions", "grounding"]),
     help="Tower to build; may be repeated. Default: all that the bundle has, and its heads.",
 )  # fmt: skip
 @click.option(

@@ -132,11 +132,26 @@ def _print(record: dict[str, Any]) -> None:
         facts.add_row(
             "pictures", f"{width} x {height} pixels, {preprocessing['mode']}, {preprocessing['resample']}"
         )
+    if detection := record["detection"]:
+        size = (detection["preprocessing"] or {}).get("size")  # another one than the image tower's
+        own = f" in {size[1]} x {size[0]} pixels" if size else ""
+        kind = "of any label" if detection["class_agnostic"] else "of one label"
+        facts.add_row(
+            "detections",
+            f"of {_regions(record)} regions{own}, from a score of {detection['threshold']:g}; boxes {kind} overlap by {detection['nms_iou']:g} at most",
+        )
     if text:
         length = "up to " if text["dynamic_length"] else ""
         facts.add_row("texts", f"{length}{text['context_length']} tokens, vocabulary of {text['vocab_size']}")
     for labels in sorted({variant["labels"] for variant in record["variants"] if variant["labels"]}):
-        scores = next(v["outputs"][0]["shape"][1] for v in record["variants"] if v["labels"] == labels)
+        shapes = (
+            p["shape"]
+            for v in record["variants"]
+            if v["labels"] == labels
+            for p in v["outputs"]
+            if p["name"] == "logits"
+        )
+        scores = next(shape[-1] for shape in shapes)
         facts.add_row("labels", f"{scores} labels baked in ({labels})")
     facts.add_row(
         "weights licence", licence["weights"] + (f"; {licence['credit']}" if licence["credit"] else "")
@@ -144,7 +159,9 @@ def _print(record: dict[str, Any]) -> None:
     facts.add_row("size", _size(record["size_bytes"]))
     out = console()
     out.print(facts)
-    table = Table("variant", "precision", "attention", "opset", "max abs", "cosine min", "memory")
+    detects = any((variant["fidelity"] or {}).get("detection") for variant in record["variants"])
+    columns = ("box max", "score max") if detects else ()
+    table = Table("variant", "precision", "attention", "opset", "max abs", "cosine min", *columns, "memory")
     table.columns[0].no_wrap = True  # an 80-column screen must not cut what tells the rows apart
     memory = record.get("memory_bytes", {})
     for variant in record["variants"]:
@@ -156,6 +173,7 @@ def _print(record: dict[str, Any]) -> None:
             str(axes["opset"]),
             f"{fidelity['max_abs']:.1e}" if fidelity else "-",
             f"{fidelity['cosine_min']:.6f}" if fidelity else "-",
+            *(_of_detector(fidelity, name) for name in ("box_max", "score_max") if detects),
             _size(memory[variant["id"]]) if variant["id"] in memory else "-",
         )
     out.print(table)
@@ -170,6 +188,16 @@ def _print(record: dict[str, Any]) -> None:
         out.print(codec_table(record["codecs_measured"]))
     for warning in licence["warnings"]:
         out.print(f"licence: {warning}", style="yellow")
+
+
+def _regions(record: dict[str, Any]) -> int:
+    """Of a picture, in the detector's outputs."""
+    return next(v["outputs"][0]["shape"][1] for v in record["variants"] if v["tower"] == "detector")
+
+
+def _of_detector(fidelity: dict[str, Any], figure: str) -> str:
+    measured = fidelity.get("detection")
+    return f"{measured[figure]:.1e}" if measured else "-"
 
 
 def _print_reports(reports: list[dict[str, Any]]) -> None:

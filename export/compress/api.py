@@ -288,7 +288,11 @@ def _require(results: Sequence[TowerResult], settings: CompressSettings, output:
         return
     lines = [line for result in results if result.tower not in done for line in result.refusals]
     points = tuple(point for result in results for point in result.points)
-    raise NothingFits(f"{output}: not written. {'; '.join(lines)}.", points)
+    why = (
+        "; ".join(lines)
+        or "the bundle has no image or text tower that gives embeddings, which is what is compressed"
+    )
+    raise NothingFits(f"{output}: not written. {why}.", points)
 
 
 def _require_together(

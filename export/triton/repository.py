@@ -5,6 +5,8 @@
     zero_shot          pixels, input_ids -> logits, scores             N pictures against P texts
     zero_shot_prompts  pixels, prompt_embeddings -> logits, scores     N pictures against P vectors
     classifier         pixels -> logits, scores of fixed labels        requests share a batch
+    detector           pixels -> boxes, region_embeddings, logit_scales, logit_biases[, objectness]; detector_labels: boxes, logits
+    detector_prompts   pixels, prompt_embeddings, prompt_mask -> boxes, logits; NMS is the client's
     score, label_head  the arithmetic behind them, on the CPU: a few products of rows are not worth a trip to the GPU
 
 N and P differ, and an ensemble that batches has one batch for all its tensors. So the zero-shot ensembles do not batch:
@@ -142,6 +144,17 @@ class _Plan:
             )
         if image is None and (prompted := self._choice("image", "prompts")):
             yield self._tower("prompts", prompted)
+        yield from self._detectors()
+
+    def _detectors(self) -> Iterator[Served]:
+        """Each head as it is: what follows, from NMS on, is the client's."""
+        if found := self._choice("detector", "embeddings"):
+            yield self._tower("detector", found)
+        if prompted := self._choice("detector", "prompts"):
+            yield self._tower("detector_prompts", prompted)
+        if baked := self._choice("detector", "labels"):
+            pack = LabelPack.open(self.bundle.path(baked.variant.labels))
+            yield self._tower("detector_labels", baked, pack.labels)
 
     def _choice(self, tower: str, head: str) -> Choice | None:
         if not self.facts.variants_of(tower, head):
@@ -162,7 +175,9 @@ class _Plan:
             preferred=[size for size in (*choice.best, choice.most) if 1 < size <= choice.most],
             warm=choice.sizes,
             profiles=choice.profiles,
-            labels=dict.fromkeys(OUTPUTS, LABELS) if labels else None,
+            labels={port.name: LABELS for port in variant.outputs if port.name in OUTPUTS}
+            if labels
+            else None,
         )
         files = {f"1/{file}": content for file, content in choice.files.items()}
         return Served(name, config, {**files, **_label_file(labels)})

@@ -36,7 +36,7 @@ def choose(bundle: Bundle, tower: str, head: str, settings: TritonSettings) -> C
     Raises:
         InputError: the bundle has none of this precision or id. EngineError: no engine was built, or none that can be served.
     """
-    most = settings.max_batch if tower == "image" else settings.max_texts
+    most = settings.max_texts if tower == "text" else settings.max_batch
     if settings.backend == "tensorrt":
         return _engine(bundle, tower, head, settings, most)
     variants = _fitting(bundle, bundle.manifest.variants_of(tower, head), tower, settings)

@@ -51,7 +51,7 @@ def jobs_for(
         try:
             jobs.append(_job(bundle, group, precision, library, converter))
         except EdgeClipError as error:
-            if group[0].axes.head == "embeddings":
+            if group[0].axes.head == "embeddings" and group[0].tower in ("image", "text"):
                 raise
             reasons.append(str(error))
     if not jobs:

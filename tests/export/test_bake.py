@@ -153,7 +153,7 @@ def test_only_what_a_device_needs(tmp_path: Path) -> None:
     assert sorted(name.partition("/")[0] for name in made.bundle.manifest.files) == ["graphs", "labels"]
     assert verify(made.bundle, threads=1).to_dict()["passed"]
     with pytest.raises(
-        InputError, match=r"has no image tower that gives embeddings\. Bake from the bundle that"
+        InputError, match=r"has no image tower or detector that gives embeddings\. Bake from the bundle that"
     ):
         bake(made.bundle, tmp_path / "again", make_pack())
 
@@ -198,7 +198,7 @@ def test_refusals(tmp_path: Path) -> None:
     pack = make_pack()
     for pack_, options, message in (
         (None, {"prompts": False}, "nothing to bake: pass labels, or ask for the head that takes prompts"),
-        (pack, {"variants": ["image-int8"]}, "no image variant 'image-int8' to bake on; it has image-fp32."),
+        (pack, {"variants": ["image-int8"]}, "no variant 'image-int8' to bake on; it has image-fp32."),
         (make_pack(model_id="2" * 64), {}, "this label pack was made by model 222222222222"),
     ):
         with pytest.raises(InputError, match=message):
