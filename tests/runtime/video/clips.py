@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import io
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +70,44 @@ def turned(path: Path, degrees: int) -> Path:
     found = path.with_name(f"{path.stem}-{degrees}{path.suffix}")
     found.write_bytes(data)
     return found
+
+
+def transport_stream(frames: Sequence[NDArray[np.uint8]]) -> bytes:
+    """MPEG-TS, as network cameras send it."""
+    memory = io.BytesIO()
+    with av.open(memory, "w", format="mpegts") as container:
+        track = container.add_stream("libx264", rate=25)
+        track.height, track.width, track.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        track.options = {"preset": "ultrafast", "tune": "zerolatency", "g": "10"}
+        for frame in frames:
+            container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(track.encode())
+    return memory.getvalue()
+
+
+@contextlib.contextmanager
+def served(pages: dict[str, tuple[bytes, bool]]) -> Iterator[str]:
+    """The address of a server on this machine. A page is its content and whether its length is told, as a recording's is."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content, told = pages[self.path]
+            self.send_response(200)
+            if told:
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the other side has seen enough
+                self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 class HandSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import av
@@ -16,10 +17,22 @@ from edgeclip.runtime.video.frames import Buffers, Frame, FrameSource
 from edgeclip.runtime.video.opencv_source import OpenCVSource
 from edgeclip.runtime.video.picture_source import PictureSource
 from edgeclip.runtime.video.pyav_source import PyAVSource
+from edgeclip.runtime.video.reader import NewestFrame, Patience
 from edgeclip.runtime.video.sources import open_source, shown
 from tests.mutants import broken
 from tests.runtime.detectors import scene
-from tests.runtime.video.clips import BLUE, CELL, RED, crossing, read_all, turned, write_clip
+from tests.runtime.video.clips import (
+    BLUE,
+    CELL,
+    RED,
+    crossing,
+    read_all,
+    served,
+    transport_stream,
+    turned,
+    until,
+    write_clip,
+)
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +283,25 @@ def test_a_single_picture_is_a_source(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "one.png"))
     assert isinstance(source, PictureSource)
     assert not source.live
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])  # by OpenCV, by PyAV
+def test_a_network_stream_is_opened_again_when_it_breaks_off(
+    clip: Path, transport: pipelines.Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = {"/clip.mp4": (clip.read_bytes(), True), "/live.ts": (transport_stream(crossing(12)), False)}
+    with served(pages) as address:
+        recording = open_source(f"{address}/clip.mp4", transport=transport)
+        assert not recording.live
+        assert len(frames(recording)) == 24
+
+        opener = partial(open_source, f"{address}/live.ts", transport=transport, timeout_s=5)
+        source = opener()
+        assert source.live
+        source.close()
+        reader = NewestFrame(opener, Patience(attempts=9, first_s=0.01))
+        until(lambda: reader.reconnects >= 2)
+        reader.close()
+    assert reader._number >= 24  # twelve frames each time, and all of them counted
+    assert reader.dropped >= 23
+    assert "live.ts: no frame came" in caplog.text

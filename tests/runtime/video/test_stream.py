@@ -284,3 +284,23 @@ def test_what_cannot_begin_is_told(model: Model, clip: str, sources: Any, prompt
     named = [clip if s == "CLIP" else s for s in ([sources] if isinstance(sources, str) else sources)]
     with pytest.raises(InputError, match=message):
         stream(model, named, prompts)
+
+
+def test_growth_is_bytes_a_frame() -> None:
+    from benchmarks.stream_memory import growth
+
+    assert growth([5_000_000 + 700 * i for i in range(2000)]) == 700
+    assert growth([10**9] * 500 + [5_000_000] * 1500) == 0  # what goes on before frame 500 is no leak
+
+
+@pytest.mark.parity
+def test_memory_does_not_grow_with_frames(model: Model, tmp_path: Path) -> None:
+    """A reduced `benchmarks.stream_memory`: all sinks and tracking; of 700 frames the last 400 count."""
+    pytest.importorskip("trackers", reason="tracking is an extra: edgeclip[track]")
+    from benchmarks import stream_memory
+
+    clip = write_clip(tmp_path / "long.mp4", list(stream_memory.frames(700, (128, 160))))
+    prompts = ["red", "green", "blue", "yellow"]
+    resident, last = stream_memory.follow(model, clip, tmp_path, prompts, newest=False)
+    assert last.stats.frames == 700
+    assert stream_memory.growth(resident, first=300) < 1000

@@ -116,7 +116,7 @@ def test_frames_that_were_dropped_count_by_their_time() -> None:
 def test_memory_does_not_grow_with_what_has_gone() -> None:
     tracker = ByteTrack(TrackSettings(lost_s=0.2), FPS)
     rng = np.random.default_rng(0)
-    for i in range(300):
+    for i in range(120):
         name, place = f"thing {i // 20}", tuple(rng.uniform(0, 400, 2)) if i % 4 == 0 else (50.0, 50.0)
         tracker.update(seen([(name, place)], (name,)), i / FPS)  # type: ignore[list-item]
     assert len(tracker._lanes) <= 2
