@@ -24,6 +24,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "sources": "edgeclip.cli.sources",
     "export": "edgeclip.cli.export",
     "train": "edgeclip.cli.train",
+    "evaluate": "edgeclip.cli.evaluate",
     "verify": "edgeclip.cli.verify",
     "inspect": "edgeclip.cli.inspect",
     "compress": "edgeclip.cli.compress",

@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.evaluate.splits import LVIS, OV_COCO
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,9 @@ def boxes_of(
         InputError: a row that is no such object, or speaks of a picture or category that there is not.
     """
     known_images, known_categories = {i.id for i in images}, {c.id for c in categories}
-    of_images, of_categories, xywh = [], [], []
+    of_images: list[int] = []
+    of_categories: list[int] = []
+    xywh = []
     for i, row in enumerate(rows):
         place = f"{where}[{i}]"
         if not isinstance(row, dict):
@@ -222,9 +227,9 @@ def _image(path: Path, i: int, image: Any, lvis: bool) -> Image:
         raise InputError(f'{where}: expected a "file_name" or a "coco_url".')
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise InputError(f"{where}: expected a file name below the folder of pictures, got {name!r:.80}.")
-    size = image.get("height"), image.get("width")
-    if not all(_whole(side) and side > 0 for side in size):
-        raise InputError(f'{where}: expected "height" and "width" in pixels, got {size}.')
+    for side in (image.get("height"), image.get("width")):
+        if not _whole(side) or side < 1:
+            raise InputError(f'{where}: expected "height" and "width" in pixels, got {side!r:.40}.')
     absent, partial = (
         tuple(image.get(key, ())) if lvis else ()
         for key in ("neg_category_ids", "not_exhaustive_category_ids")
@@ -252,7 +257,7 @@ def _check_unique(path: Path, what: str, values: list[Any]) -> None:
         raise InputError(f"{path}: {what}: {twice!r} is there twice. Expected each once.")
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -40,6 +40,11 @@ class Found:
         boxes = self.boxes
         return Found(Boxes(boxes.images[rows], boxes.categories[rows], boxes.xywh[rows]), self.scores[rows])
 
+    def among(self, annotations: Annotations) -> Found:
+        """Those in pictures, and of categories, that are annotated."""
+        rows = np.isin(self.boxes.images, [image.id for image in annotations.images])
+        return self.at(rows & np.isin(self.boxes.categories, [c.id for c in annotations.categories]))
+
 
 def read_found(path: Path, annotations: Annotations) -> Found:
     """A COCO file of results.

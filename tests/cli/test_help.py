@@ -15,6 +15,7 @@ from tests.cli.conftest import Edgeclip
 
 COMMANDS = [[verb] for verb in VERBS] + [["labels", name] for name in ("make", "show", "fit")]
 COMMANDS += [["bench", name] for name in ("compare", "matrix", "show", "attach")]
+COMMANDS += [["evaluate", name] for name in ("detect", "regions")]
 
 
 def command_of(words: list[str]) -> click.Command:
@@ -53,7 +54,7 @@ def test_examples_are_command_lines_that_parse() -> None:
                 continue
             typed = re.split(r"\s{3,}| [>|] ", line.strip())[0]
             arguments = shlex.split(typed)[1:]
-            depth = 2 if arguments[0] == "labels" else 1
+            depth = 2 if arguments[0] in ("labels", "evaluate") else 1
             # an existing file stands for the one in the example
             arguments = [__file__ if a.endswith(".labels") else a for a in arguments]
             command_of(arguments[:depth]).make_context("edgeclip", arguments[depth:])
