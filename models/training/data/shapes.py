@@ -58,21 +58,32 @@ class Shapes:
         image = Image.new("RGB", (SIDE, SIDE), _shade(COLORS[ground], rng))
         radius = SIDE * SIZES[size] * rng.uniform(0.9, 1.1)
         x, y = (rng.uniform(radius, SIDE - radius) for _ in "xy")
-        paint, fill = ImageDraw.Draw(image), _shade(COLORS[color], rng)
-        corners, turn = (
-            SHAPES[shape],
-            rng.uniform(-0.15, 0.15) + (math.pi / 4 if shape == "square" else -math.pi / 2),
-        )
-        if not corners:
-            paint.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
-        else:
-            reach = [radius * (0.45 if shape == "star" and i % 2 else 1) for i in range(corners)]
-            angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
-            paint.polygon(
-                [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(reach, angles, strict=True)],
-                fill=fill,
-            )
+        draw(ImageDraw.Draw(image), shape, (x, y), radius, _shade(COLORS[color], rng), rng)
         return image, [self.keys[index]]
+
+
+def draw(
+    paint: ImageDraw.ImageDraw,
+    shape: str,
+    centre: tuple[float, float],
+    radius: float,
+    fill: tuple[int, int, int],
+    rng: random.Random,
+) -> None:
+    """One of SHAPES, turned a little: `centre` (x, y) and `radius` in pixels."""
+    x, y = centre
+    corners, turn = (
+        SHAPES[shape],
+        rng.uniform(-0.15, 0.15) + (math.pi / 4 if shape == "square" else -math.pi / 2),
+    )
+    if not corners:
+        paint.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+        return
+    reach = [radius * (0.45 if shape == "star" and i % 2 else 1) for i in range(corners)]
+    angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
+    paint.polygon(
+        [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(reach, angles, strict=True)], fill=fill
+    )
 
 
 def open_pairs(location: str) -> Shapes:
