@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from edgeclip.runtime.detections import Detections
     from edgeclip.runtime.labels import LabelPack
     from edgeclip.runtime.model import Model, load
+    from edgeclip.runtime.regions import Answer, Tokens
     from edgeclip.runtime.results import Classification
     from edgeclip.runtime.tensorrt.settings import BuildSettings
 
 _LATE = {
+    "Answer": "edgeclip.runtime.regions",
     "BuildSettings": "edgeclip.runtime.tensorrt.settings",
     "build_engines": "edgeclip.export.prepare",
     "Bundle": "edgeclip.bundle",
@@ -48,9 +50,11 @@ _LATE = {
     "Model": "edgeclip.runtime.model",
     "load": "edgeclip.runtime.model",
     "Tiling": "edgeclip.runtime.detect.tiling",
+    "Tokens": "edgeclip.runtime.regions",
 }
 
 __all__ = [
+    "Answer",
     "BuildSettings",
     "Bundle",
     "BundleError",
@@ -66,6 +70,7 @@ __all__ = [
     "Model",
     "SourceError",
     "Tiling",
+    "Tokens",
     "TrainingError",
     "__version__",
     "build_engines",

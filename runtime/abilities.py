@@ -8,7 +8,7 @@ from edgeclip.bundle import Manifest
 _DO = {
     "image": "classify and embed pictures",
     "detector": "detect",
-    "regions": "embed regions",
+    "regions": "embed and classify regions",
     "text": "embed texts",
 }
 

@@ -32,7 +32,9 @@ from edgeclip.runtime.images.preprocess import Decode
 from edgeclip.runtime.labels import LabelPack
 from edgeclip.runtime.pictures import Pictures, is_one
 from edgeclip.runtime.prompts import Prompts, check_labels, check_templates
-from edgeclip.runtime.results import Classification, ModelInfo, rank
+from edgeclip.runtime.region_methods import Asking
+from edgeclip.runtime.regions import ASKING, Regions
+from edgeclip.runtime.results import Classification, ModelInfo, check_choice, rank
 from edgeclip.runtime.text import Encoded
 from edgeclip.runtime.threads import usable_cores
 from edgeclip.runtime.towers import Tower
@@ -49,6 +51,9 @@ TOWERS = (
     ("detector", "embeddings"),
     ("detector", "labels"),
     ("detector", "prompts"),
+    ("tokens", "embeddings"),
+    ("regions", "embeddings"),
+    ("grounding", "embeddings"),
 )
 
 Vectors = NDArray[np.float32]
@@ -105,7 +110,7 @@ def load(
     )
 
 
-class Model(Detecting):
+class Model(Detecting, Asking):
     """See `load`. Every method takes one item, giving one result, or several, giving as many in the same order."""
 
     def __init__(
@@ -136,7 +141,7 @@ class Model(Detecting):
                 head=head,
                 engine=engine,
                 options=options,
-                precision=precision,
+                precision=None if kind in ASKING else precision,
                 wanted=variants,
                 unload_after=unload_after,
             )
@@ -152,6 +157,11 @@ class Model(Detecting):
         self._pictures = Pictures(bundle, image, decode=decode, limits=limits, threads=self._threads)
         self._seen = Pictures(bundle, detector, decode=decode, limits=limits, threads=self._threads)
         self._detector = Detector(bundle, _heads_of(by_name, "detector"), self._heads, self._seen)
+        tokens = Pictures(
+            bundle, by_name["tokens", "embeddings"], decode=decode, limits=limits, threads=self._threads
+        )
+        asking = {kind: by_name[kind, "embeddings"] for kind in ("tokens", *ASKING)}
+        self._regions = Regions(bundle, asking, tokens, self._detector)
         self._closed = False
 
     def __enter__(self) -> Model:
@@ -169,6 +179,7 @@ class Model(Detecting):
             tower.close()
         self._pictures.close()
         self._seen.close()
+        self._regions.close()
 
     @cached_property
     def codecs(self) -> Codecs:
@@ -193,6 +204,7 @@ class Model(Detecting):
             height, width = self.manifest.preprocessing.size
             black = np.zeros((height, width, 3), np.uint8)
             self._detector.warm_up(black)
+            self._regions.warm_up(black)
             if self._heads.has("embeddings"):
                 self.embed_images(black)
             else:
@@ -366,10 +378,7 @@ class Model(Detecting):
         stop: bool,
     ) -> Iterator[Classification | InputError]:
         self._require_open()
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k: expected 1 or more, got {top_k}.")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"threshold: expected 0 to 1, got {threshold}.")
+        check_choice(top_k, threshold)
         begun = stages.begin()
         plan = self._heads.plan(labels, templates)
         stages.end("head", begun)  # but for the texts that it had to embed

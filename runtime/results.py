@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.errors import InputError
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -59,6 +61,14 @@ def to_scores(
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
     return 0.5 * (1 + np.tanh(logits / 2))  # a sigmoid that cannot overflow
+
+
+def check_choice(top_k: int | None, threshold: float | None) -> None:
+    """Raise InputError for what no result can be cut to."""
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k: expected 1 or more, got {top_k}.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected 0 to 1, got {threshold}.")
 
 
 def rank(

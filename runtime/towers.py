@@ -17,6 +17,12 @@ from edgeclip.runtime.engines.seam import UNCOUNTED
 
 MAX_SPARE_SLOTS = 4  # kept for the next call; the rest are freed
 
+_CALLED = {
+    "detector": "detector",
+    "tokens": "region encoder",
+    "regions": "region encoder",
+}  # else "<kind> tower"
+
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +81,7 @@ class Tower:
         if not found:
             heads = sorted({variant.axes.head for variant in every if variant.tower == self.kind})
             but = f" that gives {self.head}, only {' and '.join(heads)}" if heads else ""
-            what = "detector" if self.kind == "detector" else f"{self.kind} tower"
+            what = _CALLED.get(self.kind, f"{self.kind} tower")
             raise EngineError(
                 f"{self.bundle.root}: this bundle has no {what}{but}{'' if but else abilities(self.bundle.manifest)}."
             )
