@@ -3,7 +3,8 @@
 The tower was trained on drawings that fill 64 pixels. At full size, half and a quarter of a 256-pixel scene, an object of any
 size is somewhere near that, and its channels mean there what they mean to the classifier. So a region's embedding is, as the
 tower's own, a projected mean over the cells around it: names that never had a box are found as far as the classifier knows them.
-Shapes: N pictures, S side, C channels; stage features are (N, C, S/8, S/8) "fine" and (N, C, S/16, S/16) "coarse" of each scale.
+Shapes: N pictures, S side, C channels; of each scale the last stage's input (N, C, S/8, S/8), "fine", and its output, "coarse", of half
+that side (with four stages, as nano has).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from edgeclip.models.detector import Regions
 if TYPE_CHECKING:
     from edgeclip.models.nano import NanoImage
 
-STRIDE = 8  # pixels between the centres of the finest grid; each further grid doubles it
 POOLS = (1, 3, 5)  # cells across, over which a region's embedding may be averaged
 _SCALE, _BIAS, _RARE = 20.0, -8.0, -4.6  # where scale, bias and the logit of the objectness start
 
@@ -56,10 +56,12 @@ class NanoHead(nn.Module):
     centres: Tensor
     strides: Tensor
 
-    def __init__(self, config: NanoDetectorConfig, fine: int, coarse: int, embed_dim: int) -> None:
+    def __init__(
+        self, config: NanoDetectorConfig, fine: int, coarse: int, embed_dim: int, stride: int
+    ) -> None:
         super().__init__()
         width = config.width
-        self.config = config
+        self.config, self.stride = config, stride
         self.fine = nn.ModuleList(nn.Conv2d(fine, width, 1) for _ in range(config.scales))
         self.coarse = nn.ModuleList(nn.Conv2d(coarse, width, 1) for _ in range(config.scales))
         self.finer = nn.ModuleList(nn.Conv2d(coarse, width, 1) for _ in range(config.scales - 1))
@@ -71,7 +73,7 @@ class NanoHead(nn.Module):
         for layer in (self.output, self.correction):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        centres, strides = grid(config)
+        centres, strides = grid(config, stride)
         self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("strides", strides, persistent=False)
 
@@ -117,7 +119,8 @@ class NanoDetector(nn.Module):
         super().__init__()
         self.config = config
         _, fine, coarse = split(image.stages)
-        self.head = NanoHead(config, fine, coarse, image.projection.out_features)
+        halvings = sum(isinstance(layer, nn.Conv2d) for layer in image.stages)
+        self.head = NanoHead(config, fine, coarse, image.projection.out_features, 2 ** (halvings - 1))
         self._image = (image,)  # in a tuple: not one of this module's own
 
     @property
@@ -153,11 +156,15 @@ def split(stages: nn.Sequential) -> tuple[int, int, int]:
     return last, down.in_channels, down.out_channels
 
 
-def grid(config: NanoDetectorConfig) -> tuple[Tensor, Tensor]:
-    """-> centres (Q, 2) x, y and strides (Q, 1) of every cell, pixels; sums of few powers of two, exact in fp16."""
+def grid(config: NanoDetectorConfig, stride: int) -> tuple[Tensor, Tensor]:
+    """-> centres (Q, 2) x, y and strides (Q, 1) of every cell, pixels; sums of few powers of two, exact in fp16.
+
+    Args:
+        stride: pixels between the centres of the finest grid; each further grid doubles it.
+    """
     centres, strides = [], []
     for scale in range(config.scales):
-        stride = STRIDE * 2**scale
+        stride = stride * 2 if scale else stride
         place = (torch.arange(config.image_size // stride) + 0.5) * stride
         y, x = torch.meshgrid(place, place, indexing="ij")
         centres.append(torch.stack([x, y], -1).view(-1, 2))

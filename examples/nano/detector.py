@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from edgeclip.bundle.manifest import Detection
 from edgeclip.models.nano import NanoCLIP
-from edgeclip.models.nano_detector import NanoDetectorConfig, grid
+from edgeclip.models.nano_detector import NanoDetectorConfig
 from edgeclip.models.source import DualEncoder, Source
 from edgeclip.models.sources import load_source
 from edgeclip.models.training import Recipe
@@ -62,7 +62,8 @@ class Scenes:
         shown = drawings(folder, "training", trained)
         held_out = drawings(folder, "training", lambda item: item["split"] == "validation")
         assert model.detector is not None
-        self.centres, self.strides = (part.numpy() for part in grid(model.detector.config))
+        head = model.detector.head
+        self.centres, self.strides = head.centres.numpy(), head.strides.numpy()
         self.names = sorted(shown.by_name)
         self.row = {name: row for row, name in enumerate(self.names)}
         self.tokenizer = Tokenizer.from_str(source.tokenizer_json.decode())

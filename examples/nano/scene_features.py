@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scenes import SIDE, Drawings, Scene, compose
+from scenes import Drawings, Scene, compose
 from torch import Tensor
 
 from edgeclip.export.nano_towers import folded
 from edgeclip.models.nano import NanoCLIP
-from edgeclip.models.nano_detector import pyramid
+from edgeclip.models.nano_detector import pyramid, split
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def unpack(model: NanoCLIP, values: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(B, K) -> what the head takes."""
     detector = model.detector
     assert detector is not None
-    fine, coarse = detector.head.fine[0].in_channels, detector.head.coarse[0].in_channels
+    _, fine, coarse = split(model.image.stages)
     shapes = []
     for scale in range(detector.config.scales):
-        side = SIDE // 8 // 2**scale
+        side = detector.config.image_size // detector.head.stride // 2**scale
         shapes += [(fine, side, side), (coarse, side // 2, side // 2)]
     parts = values.float().split([c * h * w for c, h, w in shapes], dim=1)
     maps = [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
