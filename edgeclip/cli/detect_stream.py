@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -186,7 +187,8 @@ class Outputs:
         self._last: dict[int, Result] = {}
         try:
             self._lines = self._own(JsonLines(stream.jsonl)) if stream.jsonl else None
-            self._window = self._own(Window("edgeclip")) if stream.show else None
+            count = len(stream.sources) if stream.show else 0
+            self._windows = [self._own(Window(f"edgeclip {number}")) for number in range(count)]
             if stream.save:
                 for number in range(len(stream.sources)):
                     self._sinks[number] = self._sink(number)
@@ -214,10 +216,10 @@ class Outputs:
         self._last[result.source] = result
         if self._lines:
             self._lines.write(record(result))
-        elif not self._sinks and not self._window:
+        elif not self._sinks and not self._windows:
             click.echo(_line(result))
         self._status(f"{result.frame.name}: {_brief(result)}")
-        if not self._sinks and not self._window:
+        if not self._sinks and not self._windows:
             return True
         from edgeclip.runtime.video.draw import draw
 
@@ -225,7 +227,7 @@ class Outputs:
         drawn = draw(result.frame.image, result.detections, by=cast("Any", by))
         if self._sinks:
             self._sinks[result.source].write(result.frame, drawn)
-        return self._window is None or self._window.show(drawn)
+        return not self._windows or self._windows[result.source].show(drawn)
 
     def _sink(self, number: int) -> Sink:
         from edgeclip.runtime.video.sinks import open_sink
@@ -276,8 +278,10 @@ def _status() -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
+    from rich.text import Text
+
     with notes().status("waiting for the first frame") as status:
-        yield status.update
+        yield lambda text: status.update(Text(text))  # a name may hold what would be markup
 
 
 @contextlib.contextmanager
@@ -287,18 +291,19 @@ def _changes(session: Session, watch: str | None, read: Callable[[str], Any]) ->
     if watch is not None:
         texts: Iterator[str] | None = _edits(watch, over)
     else:
-        texts = _typed() if sys.stdin is not None and sys.stdin.isatty() else None
+        texts = _typed(over) if sys.stdin is not None and sys.stdin.isatty() else None
     if texts is None:
         yield
         return
-    thread = threading.Thread(target=_follow, args=(session, texts, read, over), daemon=True)
+    thread = threading.Thread(
+        target=_follow, args=(session, texts, read, over), name="edgeclip-prompts", daemon=True
+    )
     thread.start()
     try:
         yield
     finally:
         over.set()
-        if watch is not None:  # one that waits for a key ends with the process
-            thread.join()
+        thread.join()
 
 
 def _follow(
@@ -326,8 +331,17 @@ def _edits(path: str, over: threading.Event) -> Iterator[str]:
             yield text
 
 
-def _typed() -> Iterator[str]:
-    return (line for line in sys.stdin if line.strip())
+def _typed(over: threading.Event) -> Iterator[str]:
+    """Lines from the terminal. Not by sys.stdin: a thread that waits in it could not end, and Python would abort at exit."""
+    terminal, rest = sys.stdin.fileno(), b""
+    while not over.is_set():
+        if not select.select([terminal], [], [], WATCH_S)[0]:
+            continue
+        typed = os.read(terminal, 1 << 16)
+        if not typed:  # Ctrl-D
+            return
+        *lines, rest = (rest + typed).split(b"\n")
+        yield from (text for line in lines if (text := line.decode(errors="replace")).strip())
 
 
 def _text(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -108,8 +109,14 @@ def _video(path: str) -> FrameSource:
     from edgeclip.runtime.video.pyav_source import PyAVSource
 
     if has_backend(cv2.CAP_FFMPEG):
-        return OpenCVSource(path, path, cv2.CAP_FFMPEG, live=False)
-    return PyAVSource(path, path, {}, 10.0, live=False)
+        try:
+            return OpenCVSource(path, path, cv2.CAP_FFMPEG, live=False)
+        except InputError:
+            if find_spec("av") is None:
+                raise
+    return PyAVSource(
+        path, path, {}, 10.0, live=False
+    )  # knows more formats, and says what is wrong with the others
 
 
 def _network(url: str, transport: pipelines.Transport, timeout_s: float) -> FrameSource:

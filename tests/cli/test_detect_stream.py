@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,39 @@ def test_prompts_follow_a_file_while_frames_go_on(
     assert names == [["red"]] * 9 + [["the green"]] * 15
     assert "The prompts stay as they were." in captured.err
     assert "prompts: # none the green # of grass blue" in captured.err
+
+
+def test_prompts_typed_at_a_terminal(
+    bundle: str, clip: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours, theirs = os.openpty()
+    changed: list[Any] = []
+    real_set, real_next = Session.set_prompts, Session.__next__
+
+    def set_prompts(self: Session, prompts: Any = None, **options: Any) -> None:
+        real_set(self, prompts, **options)
+        changed.append(prompts)
+
+    def following(self: Session) -> Any:
+        result = real_next(self)
+        if result.frame.number == 3:
+            os.write(ours, b"the green, ")
+            os.write(ours, b"blue\n\n")
+            until(lambda: bool(changed))
+        return result
+
+    monkeypatch.setattr(detect_stream, "WATCH_S", 0.01)
+    monkeypatch.setattr(Session, "set_prompts", set_prompts)
+    monkeypatch.setattr(Session, "__next__", following)
+    lines = tmp_path / "seen.jsonl"
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert run(["detect", "-b", bundle, "--source", clip, "--prompts", "red", "--jsonl", str(lines)]) == 0
+        assert not [t for t in threading.enumerate() if t.name.startswith("edgeclip-prompts")]
+    os.close(ours)
+    assert changed == [["the green", "blue"]]
+    names = [row["detections"][0]["label"] for row in lines_of(lines.read_text())]
+    assert names == ["red"] * 4 + ["the green"] * 20
 
 
 @pytest.mark.parametrize(
