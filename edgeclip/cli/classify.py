@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgeclip.cli.boxes import boxes_option, read_boxes, with_boxes
 from edgeclip.cli.common import (
+    Failures,
     answers,
     console,
     emit,
@@ -21,6 +24,7 @@ from edgeclip.cli.common import (
 
 if TYPE_CHECKING:
     from edgeclip import Classification
+    from edgeclip.runtime.model import Labels
 
 EXAMPLES = """\b
 Examples:
@@ -28,13 +32,14 @@ Examples:
   edgeclip classify photos/ '*.jpg' --labels @labels.txt --top-k 3 --json
   edgeclip classify frame.jpg -b clip-b32/ --pack pets.labels     no text tower, no tokenizer
   edgeclip classify frame.jpg -b shop/                            by the labels that `edgeclip bake` put in
+  edgeclip classify --boxes boxes.jsonl -b regions/ --labels 'a cat,a dog'     regions of pictures
   edgeclip classify photos/ -b clip-b32/ --label 'a cat' --require tensorrt-rtx   on that engine, or not at all
   edgeclip classify photos/ -b clip-b32/ --label 'a cat' --engine tensorrt,onnxruntime-cuda
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("pictures", nargs=-1, required=True)
+@click.argument("pictures", nargs=-1)
 @click.option("--labels", help="What to choose from: 'a cat,a dog', or @FILE with one label a line.")
 @click.option("--label", multiple=True, help="One label; repeat for more (for labels with commas).")
 @click.option(
@@ -55,6 +60,7 @@ Examples:
     type=click.FloatRange(0, 1),
     help="Answer 'none of these' when the best score is below. Default: the pack's own, or none.",
 )
+@boxes_option
 @model_options
 @strict_option
 @json_lines_option
@@ -66,6 +72,7 @@ def command(
     template: tuple[str, ...],
     top_k: int,
     threshold: float | None,
+    boxes_file: Path | None,
     bundle: str,
     engine: str | tuple[str, ...] | None,
     threads: int | None,
@@ -75,16 +82,23 @@ def command(
 ) -> int:
     """Say which of your labels fits each picture (zero-shot).
 
-    PICTURES are files, folders (searched with all their subfolders) and globs.
+    PICTURES are files, folders (searched with all their subfolders) and globs. With --boxes, its file names pictures and regions of
+    them, and each region gets its label.
     """
     import edgeclip
 
+    if bool(pictures) == bool(boxes_file):
+        raise click.UsageError("Pass either pictures or --boxes FILE.")
     if pack and (labels or label or template):
         raise click.UsageError(
             "--pack brings its own labels and templates; drop --labels, --label and --template."
         )
     given = labels or label or template
     wanted = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label) if given else None
+    if boxes_file is not None:
+        return _regions(
+            boxes_file, wanted, template, top_k, threshold, bundle, engine, threads, variants, strict, as_json
+        )
     paths, failures = find_pictures(pictures, as_json)
     rows: list[tuple[str, Classification]] = []
     with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
@@ -101,6 +115,43 @@ def command(
     if rows and not as_json:
         _print(rows, str(used))
     return finish(len(rows), failures, strict)
+
+
+def _regions(
+    file: Path,
+    labels: Labels | None,
+    template: tuple[str, ...],
+    top_k: int,
+    threshold: float | None,
+    bundle: str,
+    engine: str | tuple[str, ...] | None,
+    threads: int | None,
+    variants: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
+) -> int:
+    import edgeclip
+
+    paths, boxes = read_boxes(file)
+    failures: Failures = []
+    rows: list[tuple[str, Classification]] = []
+    done = 0
+    with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
+        if labels is None and not model.labels:
+            parse_labels(None, ())  # says how to pass them
+        results = model.classify_regions_each(
+            paths, boxes, labels, templates=template or None, top_k=top_k, threshold=threshold
+        )
+        for path, (own, found) in answers(paths, with_boxes(boxes, results), failures, "classify", as_json):
+            done += 1
+            rows += [(f"{path} {i}", each) for i, each in enumerate(found)]
+            if as_json:
+                regions = [{"box": box, **each.to_dict()} for box, each in zip(own, found, strict=True)]
+                emit({"path": path, "regions": regions})
+        used = model.info()
+    if rows and not as_json:
+        _print(rows, str(used))
+    return finish(done, failures, strict)
 
 
 def _print(rows: Sequence[tuple[str, Classification]], used: str) -> None:
