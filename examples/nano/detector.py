@@ -57,6 +57,7 @@ class Scenes:
     def __init__(self, recipe: Recipe, source: Source) -> None:
         model = source.model
         assert isinstance(model, NanoCLIP)
+        model.eval()  # a tower in training would move its running means
         self.model, self.batch_size, self.seed = model, recipe.batch_size, recipe.seed
         folder = Path(recipe.data)
         shown = drawings(folder, "training", trained)
