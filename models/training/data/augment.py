@@ -22,6 +22,7 @@ _RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
+    "gaussian": Image.Resampling.BILINEAR,  # antialiased too: a random crop is no place for exact agreement
 }
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 # (R, 4) boxes in pixels of the picture -> (R, 4) float32 on the view made of it, 0-1 of its sides; they may reach beyond
