@@ -81,11 +81,13 @@ def choose(logits: Floats, boxes: Floats, objectness: Floats | None, rules: Rule
         values, least = _sigmoid(logits) * objectness[:, None], rules.thresholds
     else:  # compared as logits, so that the sigmoid is taken of the few
         values, least = np.ascontiguousarray(logits), _logit(rules.thresholds)
-    chosen = np.flatnonzero(values >= least)
+    passes = values >= least
+    count = np.count_nonzero(passes)
+    if count > rules.candidates:
+        chosen = best_of(values, rules.candidates, None if count == values.size else passes)
+    else:
+        chosen = np.flatnonzero(passes)
     found = values.ravel()[chosen]
-    if len(found) > rules.candidates:
-        best = _best(found, rules.candidates)
-        chosen, found = chosen[best], found[best]
     rows, labels = np.divmod(chosen, logits.shape[1])
     return Candidates(boxes[rows], found if least is rules.thresholds else _sigmoid(found), labels)
 
@@ -98,12 +100,20 @@ def settle(found: Candidates, names: tuple[str, ...], size: tuple[int, int], rul
     return Detections(found.boxes[kept], found.scores[kept], found.labels[kept], names, size)
 
 
-def _best(values: Floats, count: int) -> NDArray[np.int64]:
-    """The `count` highest, in their order; of equal ones the first."""
-    last = np.partition(values, len(values) - count)[len(values) - count]
-    above = np.flatnonzero(values > last)
-    ties = np.flatnonzero(values == last)[: count - len(above)]
-    return np.sort(np.concatenate([above, ties]))
+def best_of(values: Floats, count: int, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """Where in the flat values the `count` highest are, in their order; of equal ones the first.
+
+    Args:
+        among: of the same shape, more than `count` of them True: the others are passed over. None: none are.
+    """
+    rivals = values.ravel() if among is None else values[among]
+    last = np.partition(rivals, len(rivals) - count)[len(rivals) - count]
+    above, ties = values > last, values == last
+    if among is not None:
+        above &= among
+        ties &= among
+    first = np.flatnonzero(above)
+    return np.sort(np.concatenate([first, np.flatnonzero(ties)[: count - len(first)]]))
 
 
 def _sigmoid(logits: Floats) -> Floats:
