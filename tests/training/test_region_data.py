@@ -166,12 +166,12 @@ def write_lines(folder: Path, rows: list[Any]) -> Path:
 
 
 def many(folder: Path, count: int = 24) -> Recipe:
-    """Pictures with six boxes each, of which the text says the place; every third has none."""
+    """Pictures with six boxes, two or none, of which the text says the place."""
     rows: list[Any] = []
     for i in range(count):
         Image.new("RGB", (60, 40), (10 * i, 0, 0)).save(folder / f"{i}.png")
         regions = [{"box": [10 * j, 5, 10 * j + 8, 30], "text": f"box {j}"} for j in range(6)]
-        rows.append({"image": f"{i}.png", "caption": f"picture {i}", "regions": regions if i % 3 else []})
+        rows.append({"image": f"{i}.png", "caption": f"picture {i}", "regions": regions[: (0, 2, 6)[i % 3]]})
     return tiny(
         data=str(write_lines(folder, rows)),
         batch_size=12,
@@ -186,8 +186,7 @@ def test_four_boxes_a_picture_with_their_texts(tmp_path: Path, source: Source) -
     batches = RegionPairs(recipe, source, Shard())
     batch = batches.batch(0)
     assert batch.boxes.shape == (12, 4, 4)
-    assert batch.named.sum(dim=1).unique().tolist() == [0, 4]
-    assert 6 <= (batch.named.sum(dim=1) == 4).sum() <= 10
+    assert batch.named.sum(dim=1).unique().tolist() == [0, 2, 4]
     ids = {tuple(batches._ids([f"box {j}", "a picture of x"])[0].tolist()): j for j in range(6)}
     drawn = set()
     for boxes, texts, named in zip(batch.boxes, batch.region_ids, batch.named, strict=True):
