@@ -74,6 +74,7 @@ def _read(spec: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]
         "parameters": sum(parameter.numel() for parameter in source.model.parameters()),
         "preprocessing": source.preprocessing and asdict(source.preprocessing),
         "text": source.text and asdict(source.text),
+        "detection": source.detection and asdict(source.detection),
         "licence": asdict(source.licence),
         "digest": source.digest,
     }

@@ -140,6 +140,7 @@ def load(folder: Path, name: str, request: Request) -> Source:
             f"{path}: does not describe a model of family {family!r} ({error}). It was edited or damaged."
         ) from error
     _check_sizes(path, config, preprocessing, text)
+    _check_detection(path, config, detection)
     weights = read_weights(find_weights(folder, WEIGHTS, PICKLES), allow_pickle=request.allow_pickle)
     if (folder / APART).is_file():
         weights = replace(weights, tensors=weights.tensors | read_weights(folder / APART).tensors)
@@ -212,6 +213,22 @@ def _check_sizes(
     ):
         if type(stated) is not int or not 0 <= stated <= most:
             raise SourceError(f"{path}: text.{name} is {stated!r}, but the text tower takes at most {most}.")
+
+
+def _check_detection(path: Path, config: Any, detection: Detection | None) -> None:
+    """Raise SourceError where a detector's pictures would be prepared for another, or where there is none."""
+    detector = getattr(config, "detector", None)
+    if detection is not None and detector is None:
+        raise SourceError(f"{path}: says how to detect, but its model has no detector.")
+    own = None if detection is None else detection.preprocessing
+    if own is None or detector is None:
+        return
+    size = detector.image_size
+    size = (size, size) if isinstance(size, int) else size
+    if own.size != size:
+        raise SourceError(
+            f"{path}: detection.preprocessing.size is {own.size}, but the detector takes {size}."
+        )
 
 
 def _part(kind: type[T], values: dict[str, Any]) -> T:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from edgeclip.bundle import Detection
 from edgeclip.errors import SourceError
 from edgeclip.models.sources import load_source, save_source
 from tests.checkpoints import openclip_config, write_hf, write_openclip
+from tests.families.owlvit import write_owl
 from tests.models.test_coca import config as coca_config
 from tests.models.test_resnet import config as resnet_config
 
@@ -51,6 +53,17 @@ def write_own(folder: Path) -> None:
     )  # fmt: skip
 
 
+def write_own_detector(folder: Path) -> None:
+    """edgeclip's own format, of a model that detects."""
+    write_owl(folder.with_name("hf-of-own"), "owlv2-base-patch16")
+    source = load_source(str(folder.with_name("hf-of-own")))
+    own = Detection(preprocessing=source.preprocessing)
+    save_source(
+        folder, model=source.model, preprocessing=source.preprocessing, text=source.text,
+        tokenizer_json=source.tokenizer_json, licence=source.licence, detection=own,
+    )  # fmt: skip
+
+
 # format -> how a folder is written, the files whose settings are spoilt
 FORMATS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "Hugging Face": (write_small, ("config.json", "preprocessor_config.json", "tokenizer_config.json")),
@@ -60,12 +73,24 @@ FORMATS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "CLIP's ResNets": (lambda folder: write_openclip(folder, resnet_config()), ("open_clip_config.json",)),
     "CoCa": (lambda folder: write_openclip(folder, coca_config()), ("open_clip_config.json",)),
+    "OWLv2": (
+        lambda folder: write_owl(folder, "owlv2-base-patch16"),
+        ("config.json", "preprocessor_config.json"),
+    ),
     "edgeclip": (write_own, ("config.json",)),
+    "edgeclip's detectors": (write_own_detector, ("config.json",)),
 }
+
+SLOW = ("OWLv2", "edgeclip's detectors")  # each setting is read by code that the others reach too
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [(name, file) for name, (_, files) in FORMATS.items() for file in files]
+    ("name", "file"),
+    [
+        pytest.param(name, file, marks=[pytest.mark.parity] if name in SLOW else [])
+        for name, (_, files) in FORMATS.items()
+        for file in files
+    ],
 )
 def test_nonsense_loads_or_is_refused_in_one_line(name: str, file: str, tmp_path: Path) -> None:
     folder = tmp_path / "source"

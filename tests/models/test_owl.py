@@ -254,6 +254,8 @@ def test_what_contradicts_itself_is_refused_in_one_line(name: str, tmp_path: Pat
         (("detection", "threshold"), "high", "threshold is 'high'"),
         (("detection", "colour"), 1, "colour"),
         (("detection", "preprocessing"), {"size": 3}, "does not describe a model of family 'detector'"),
+        (("detection", "preprocessing"), {"size": [64, 64], "mode": "squash", "resample": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]},
+         r"detection.preprocessing.size is \(64, 64\), but the detector takes \(48, 48\)"),
         (("preprocessing", "size"), [64, 64], r"preprocessing.size is \(64, 64\), but the image tower takes \(48, 48\)"),
         (("config", "detector", "image", "class_token"), False, "describes no model that can be built"),
     ],

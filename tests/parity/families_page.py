@@ -36,12 +36,25 @@ comparison and verification, without loading; in seconds of processor time, all 
 |---|---|---|---|---|---|---|---|---|
 """
 
+DETECTORS = """
+### Detectors
+
+*boxes*, *scores*: largest difference of a corner, as a share of the side, and of a score (0-1) of every region for five texts, between
+edgeclip's source model and transformers; *graph*: the same between the exported graphs and transformers itself.
+
+| Model | boxes | scores | graph: boxes | graph: scores |
+|---|---|---|---|---|
+"""
+
 
 def page(figures: Mapping[str, Any]) -> str:
     """The whole page as Markdown."""
     machines = sorted({entry["machine"] for entry in figures.values()})
     return (
-        HEAD.replace("{machine}", "; ".join(machines)) + _measured(figures) + "".join(map(_family, FAMILIES))
+        HEAD.replace("{machine}", "; ".join(machines))
+        + _measured(figures)
+        + _detectors(figures)
+        + "".join(map(_family, FAMILIES))
     )
 
 
@@ -59,6 +72,16 @@ def _measured(figures: Mapping[str, Any]) -> str:
                 f"| {entry['bundle_mb']:,.0f} MB | {entry['export_cpu_s']:.0f} s |\n"
             )
     return "".join(lines)
+
+
+def _detectors(figures: Mapping[str, Any]) -> str:
+    keys = ("box_max_abs", "score_max_abs", "graph_box_max_abs", "graph_score_max_abs")
+    lines = [
+        f"| {name} | {' | '.join(_figure(entry[key]) for key in keys)} |\n"
+        for name, entry in figures.items()
+        if keys[0] in entry
+    ]
+    return DETECTORS + "".join(lines) if lines else ""
 
 
 def _figure(value: float | None) -> str:
