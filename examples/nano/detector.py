@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluate_detection import Found, asked, average_precision
+from evaluate_detection import Found, asked, average_precision, best_threshold
 from numpy.typing import NDArray
 from recipe import LICENCE
 from scene_features import Objects, Stored, store, teachers, unpack
@@ -107,8 +107,10 @@ class Scenes:
         """AP50 on scenes of held-out drawings."""
         assert isinstance(model, NanoCLIP)
         model.eval()
-        scores = average_precision(self.validation.objects, self._found(model, self.validation))
-        return {"score": scores["AP50"], **scores}
+        found = self._found(model, self.validation)
+        scores = average_precision(self.validation.objects, found)
+        threshold, f1 = best_threshold(self.validation.objects, found)
+        return {"score": scores["AP50"], **scores, "threshold": threshold, "F1": f1}
 
     def _found(self, model: NanoCLIP, stored: Stored) -> list[Found]:
         assert model.detector is not None
@@ -262,15 +264,16 @@ RECIPE = Recipe(
     encode=encode,
     objectives=((finding, 2.0), (placing, 1.0), (naming, 0.5), (asking, 0.1), (resembling, 3.0)),
     licence=LICENCE,
-    steps=3000,
+    steps=2000,
     batch_size=16,
-    learning_rate=2e-3,
+    optimizer="muon",  # after 20 steps where AdamW at 2e-3 is after 40
+    learning_rate=6e-3,
     weight_decay=0.02,
     betas=(0.9, 0.99),
-    warmup_steps=100,
+    warmup_steps=50,
     clip_grad=5.0,
-    ema_decay=0.995,
-    checkpoint_every=200,
+    ema_decay=0.99,
+    checkpoint_every=100,
     workers=1,
 )
 

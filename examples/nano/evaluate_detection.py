@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scenes import SIDE, Scene, compose, drawings, held_back, trained
 
 import edgeclip
-from edgeclip.runtime.detect.nms import nms
+from edgeclip.runtime.detect.nms import iou_matrix, nms
 
 # title -> file, seed, which items its scenes are composed of, whether these are turned and recoloured
 SETS: dict[str, tuple[str, int, Callable[[dict[str, Any]], bool], bool]] = {
@@ -110,6 +110,27 @@ def average_precision(truth: Sequence[Truth], found: Sequence[Found]) -> dict[st
         run.accumulate()
         run.summarize()
     return {"AP": float(run.stats[0]), "AP50": float(run.stats[1])}
+
+
+def best_threshold(truth: Sequence[Truth], found: Sequence[Found]) -> tuple[float, float]:
+    """-> the smallest score at which F1 is best, and that F1. Right: the same name, an IoU of a half or more, each object once."""
+    scores: list[float] = []
+    right: list[bool] = []
+    for scene, seen in zip(truth, found, strict=True):
+        fits = iou_matrix(seen.boxes, scene.boxes) >= 0.5
+        fits &= np.array(seen.names)[:, None] == np.array(scene.names)
+        for row in np.argsort(-seen.scores, kind="stable").tolist():
+            scores.append(float(seen.scores[row]))
+            right.append(bool(fits[row].any()))
+            fits[:, fits[row].argmax()] &= not right[-1]
+    if not scores:
+        return 1.0, 0.0
+    order = np.argsort(-np.array(scores), kind="stable")
+    hits = np.cumsum(np.array(right)[order])
+    objects = sum(len(scene.boxes) for scene in truth)
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
+    best = int(f1.argmax())
+    return scores[order[best]], float(f1[best])
 
 
 def _xywh(box: NDArray[np.float32]) -> list[float]:

@@ -118,6 +118,19 @@ def test_average_precision_by_hand(nano: Any) -> None:
     assert evaluate.average_precision(truth, [evaluate.Found(box[:0], np.zeros(0), [])] * 2)["AP50"] == 0
 
 
+def test_threshold_by_hand(nano: Any) -> None:
+    evaluate = nano.evaluate_detection
+    boxes = np.array(
+        [[10, 10, 50, 50], [10, 10, 50, 50], [100, 100, 150, 150], [100, 100, 150, 150]], np.float32
+    )
+    truth = [SimpleNamespace(boxes=boxes[1:3], names=("cat", "dog"))]
+    # a cat, the same cat again, a dog; then a dog where there is a dog already found
+    found = [evaluate.Found(boxes, np.float32([0.9, 0.5, 0.4, 0.2]), ["cat", "cat", "dog", "dog"])]
+    threshold, f1 = evaluate.best_threshold(truth, found)
+    assert threshold == pytest.approx(0.4)
+    assert f1 == pytest.approx(2 * 2 / (3 + 2))
+
+
 def test_prompts_hold_what_is_there_and_others(nano: Any) -> None:
     truth = [
         SimpleNamespace(boxes=np.zeros((2, 4)), names=pair) for pair in (("a", "b"), ("c", "c"), ("d", "e"))
