@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from edgeclip.runtime.regions import Answer, Tokens
     from edgeclip.runtime.results import Classification
     from edgeclip.runtime.tensorrt.settings import BuildSettings
+    from edgeclip.runtime.video.draw import draw
+    from edgeclip.runtime.video.stream import stream
 
 _LATE = {
     "Answer": "edgeclip.runtime.regions",
@@ -50,6 +52,8 @@ _LATE = {
     "Model": "edgeclip.runtime.model",
     "load": "edgeclip.runtime.model",
     "Tiling": "edgeclip.runtime.detect.tiling",
+    "draw": "edgeclip.runtime.video.draw",
+    "stream": "edgeclip.runtime.video.stream",
     "Tokens": "edgeclip.runtime.regions",
 }
 
@@ -74,8 +78,10 @@ __all__ = [
     "TrainingError",
     "__version__",
     "build_engines",
+    "draw",
     "load",
     "open_bundle",
+    "stream",
 ]
 
 

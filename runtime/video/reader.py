@@ -166,7 +166,10 @@ class NewestFrame:
         try:
             while not lane.stop.is_set():
                 lane.busy_since = self._clock()
-                frame, reason = None, _END
+                frame, reason = (
+                    None,
+                    _END,
+                )  # the last frame's memory is free as soon as the other side is done
                 try:
                     if source is None:
                         source = self._open()
@@ -176,7 +179,6 @@ class NewestFrame:
                 live = source is None or source.live
                 if frame is not None:
                     self._put(lane, frame if live else self._paced(lane, frame))
-                    del frame  # its memory is free for the next one as soon as the other side is done
                     continue
                 lane.busy_since = None
                 if not live and reason == _END:
