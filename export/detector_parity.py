@@ -89,7 +89,9 @@ class DetectorProof:
                 "onnxruntime-cpu", path, variant, EngineOptions(threads=self.material.threads)
             )
             try:
-                found = self._run(engine, len(self.pixels), self.batches[-1])
+                # prompts stand behind the same layers: a few pictures tell whether they are read as they should be
+                count = len(self.pixels) if variant.axes.head == "embeddings" else FEW
+                found = self._run(engine, count, self.batches[-1])
                 check_seen(found, "the graph")
                 fidelity = self._measure(found)
                 failures += self._gate(variant, fidelity)
@@ -116,9 +118,10 @@ class DetectorProof:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _measure(self, found: Mapping[str, Array]) -> Fidelity:
+        want = self.seen.first(len(found["boxes"]))
         if "logits" in found:
-            return measure_head(self.seen, found, self.vectors, self.detection)
-        return measure_regions(self.seen, Seen.of(found), self.vectors, self.detection)
+            return measure_head(want, found, self.vectors, self.detection)
+        return measure_regions(want, Seen.of(found), self.vectors, self.detection)
 
     def _gate(self, variant: Variant, fidelity: Fidelity) -> list[str]:
         figure, largest = ROWS[variant.axes.precision]

@@ -61,7 +61,7 @@ def at_resolution(source: Source, size: Size) -> Source:
         kind: made,
     }  # a copy of a module shares the table of its parts
     config: Any = model.config
-    model.config = replace(config, image=made.config)
+    model.config = replace(config, **{kind: made.config})
     return replace(source, model=model, preprocessing=_preprocessing(spec, size))
 
 

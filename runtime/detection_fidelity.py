@@ -48,6 +48,10 @@ class Seen:
         """Some of the regions of every picture."""
         return Seen.of({name: array[:, regions] for name, array in self.arrays().items()})
 
+    def first(self, pictures: int) -> Seen:
+        """The first few pictures."""
+        return Seen.of({name: array[:pictures] for name, array in self.arrays().items()})
+
     def arrays(self) -> dict[str, Array]:
         """By the names of a detector's outputs."""
         named = {

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -38,7 +37,7 @@ def detector_source(
     roughen(model)
     spec = replace(DETECTOR_PREPROCESSING, size=image.image_size)
     liven(model.detector, torch.from_numpy(pixels_of(made_up_pictures(4), spec)))
-    with torch.no_grad():
+    with torch.no_grad():  # as in sources.py
         model.text.embedding.weight.mul_(0.5)
         model.text.position.mul_(20)
     made = made_source(model, DIM, TEXT)
@@ -67,14 +66,9 @@ def liven(detector: Detector, pixels: torch.Tensor) -> None:
 
 
 @cache
-def _exported(folder: Path, objectness: bool) -> Bundle:
-    output = folder / ("objectness" if objectness else "plain")
-    return export_bundle(
-        detector_source(objectness), output, settings=ExportSettings(targets=("portable",))
-    ).bundle
-
-
-@pytest.fixture(scope="session")
-def detector_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The small detector exported, portable flavour, with objectness and a text tower: made once, not to be written into."""
-    return _exported(tmp_path_factory.getbasetemp(), True)
+def exported(folder: Path) -> Bundle:
+    """The small detector without its text tower, in every flavour, also taking bytes: traced once a process. Not to be written into."""
+    source = replace(detector_source(), text=None, tokenizer_json=b"")
+    source.model.text = None
+    settings = ExportSettings(uint8=True, threads=1)
+    return export_bundle(source, folder / "detector", settings=settings).bundle

@@ -134,6 +134,14 @@ def test_small_towers_keep_their_weights(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]
 
 
+def test_small_towers_that_have_layers_in_common_share_them(tmp_path: Path) -> None:
+    p, q, other = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    models = [("image", parsed(TWO_LINEARS, p=p, q=q)), ("detector", parsed(TWO_LINEARS, p=p, q=other))]
+    files = save_graphs(models, tmp_path, "image", share=True)
+    assert files["image"][1] == files["detector"][1]
+    assert (tmp_path / files["image"][1]).stat().st_size == 2 * ALIGNMENT + 4096
+
+
 def test_other_weights_make_another_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "EMBED_BELOW", 0)
     p, q, other = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
