@@ -18,7 +18,7 @@ from edgeclip import Detections, Example, load
 from edgeclip.bundle import Bundle, Detection, seal
 from edgeclip.errors import BundleError, EngineError, InputError
 from edgeclip.runtime import stages
-from edgeclip.runtime.detect import examples, postprocess, proposals
+from edgeclip.runtime.detect import postprocess, proposals
 from edgeclip.runtime.detect.nms import iou_matrix
 from edgeclip.runtime.detect.postprocess import MOST_CANDIDATES, Rules, choose, settle, within
 from edgeclip.runtime.labels import LabelPack
@@ -295,25 +295,6 @@ def test_examples(plain: Bundle, make: Make) -> None:
     ]
     with pytest.raises(EngineError, match="its detector answers prompts and gives no embeddings of regions"):
         make(heads=("prompts",)).detect(picture, examples=[Example(shown)])
-
-
-def test_an_examples_region_is_chosen_by_overlap_then_by_unlikeness() -> None:
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 5], [50, 50, 60, 60]], np.float32)
-    vectors = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 0, 1], [1, 0, 0]], np.float32)
-    ones = np.ones(4, np.float32)
-    seen = proposals.Proposals(boxes, vectors, ones, ones, None, (100, 100), "m")
-
-    def at(box: Any, of: proposals.Proposals = seen) -> list[float]:
-        return examples.query_of(of, box, "examples[0]").tolist()
-
-    assert at((0, 0, 10, 10)) == vectors[1].tolist(), (
-        "0.9 of the overlap is as good, and it is less like the mean"
-    )
-    assert at((0, 0, 10, 4)) == vectors[2].tolist()
-    assert at((80, 80, 90, 90)) == vectors[3].tolist(), "the nearest where none overlaps"
-    assert (
-        at(None, replace(seen, objectness=np.array([0.1, 0.2, 0.9, 0.3], np.float32))) == vectors[2].tolist()
-    )
 
 
 def test_proposals_are_asked_without_the_tower(plain: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
