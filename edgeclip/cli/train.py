@@ -14,6 +14,8 @@ Examples:
   edgeclip train clip_vit_tiny                                  a first run on drawn shapes: a minute, no data, no GPU
   edgeclip train clip_vit_tiny -o runs/mine --set data=photos/ --set steps=20000
   edgeclip train finetune -o runs/pets --set init_from=hf:openai/clip-vit-base-patch32 --set data=pets.csv
+  edgeclip train clim_finetune -o runs/regions --set init_from=hf:openai/clip-vit-base-patch16 --set data=pairs.csv --set resolution=1024
+  edgeclip train cloc -o runs/prompted --set init_from=hf:openai/clip-vit-base-patch16 --set data=instances.json --set images=train2017/
   edgeclip train finetune --set ... --dry-run                   the resolved recipe, and whether its data opens
   edgeclip train my_recipe.py                                   your own file, with RECIPE = Recipe(...)
   torchrun --nproc-per-node 4 -m edgeclip train finetune ...    several GPUs
@@ -51,7 +53,7 @@ def command(
 ) -> int:
     """Train a source model from a recipe.
 
-    RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune) or a .py file.
+    RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune, clim_finetune, cloc) or a .py file.
     """
     try:
         import torch  # noqa: F401

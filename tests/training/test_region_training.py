@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from edgeclip.models.training.encode_regions import encode_regions
 from edgeclip.models.training.freeze import ensemble, freeze
 from edgeclip.models.training.objectives import Objectives
 from edgeclip.models.training.step import backward
-from tests.training.tiny import TINY, curve, tiny
+from tests.training.tiny import TINY, curve, start_process, tiny
 
 QUICK = ("steps=4", "warmup_steps=1", "checkpoint_every=2", "log_every=1", "device=cpu", "learning_rate=0.01")
 
@@ -142,7 +143,9 @@ class _Stops:
 
 def test_cloc_learns_regions_and_boxes(base: Path, boxes: Path, tmp_path: Path) -> None:
     result = train(
-        cloc(base, boxes, "steps=45", "checkpoint_every=50", "learning_rate=0.003", "regions=2"), tmp_path, progress=False
+        cloc(base, boxes, "steps=45", "checkpoint_every=50", "learning_rate=0.003", "regions=2"),
+        tmp_path,
+        progress=False,
     )
     assert isinstance(load_source(str(result.model)).model, PromptedClip)
     losses = records(tmp_path, "loss")
@@ -272,6 +275,33 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradient() -> None:
     largest = max(value.abs().max().item() for value in gradients.values())
     for name, value in gradients.items():
         assert torch.allclose(value, in_parts[name], atol=2e-6 * largest), name
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+import torch
+from edgeclip.models.training import train
+from tests.training.test_region_training import cloc
+torch.set_num_threads(1)
+train(cloc(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]), progress=False)
+"""
+
+
+@pytest.mark.parity
+def test_two_processes_train_as_one(base: Path, boxes: Path, tmp_path: Path) -> None:
+    train(cloc(base, boxes), tmp_path / "one", progress=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    arguments = str(base), str(boxes), str(tmp_path / "two")
+    both = [start_process(TRAIN, *arguments, RANK=str(r), LOCAL_RANK=str(r), **where) for r in (0, 1)]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    for (step, one), (_, two) in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, rel=1e-3), step
 
 
 def test_the_pictures_embedding_comes_from_the_tokens_once() -> None:

@@ -97,7 +97,7 @@ class Mosaics(ShuffledPairs):
 
     def _tiled(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """(pixels, boxes, ids, groups) of mosaics of held-out pairs; fewer than four that are left over are not shown."""
-        for rows in self._held_out_rows(64, lambda place: self._tile):
+        for rows in self._held_out_rows(64, self._tile):
             rows = rows[: len(rows) // 4 * 4]
             if rows:
                 views, captions = zip(*rows, strict=True)

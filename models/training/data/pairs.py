@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -71,22 +71,21 @@ class ShuffledPairs:
         return retrieval(model, self._validation(), device)
 
     def _validation(self) -> Iterator[PairBatch]:
-        for rows in self._held_out_rows(64, lambda place: self._prepare):
+        for rows in self._held_out_rows(64, self._prepare):
             views, captions = zip(*rows, strict=True)
             groups = torch.tensor([group_of(caption) for caption in captions])
             yield PairBatch(stack(views), self._ids(self._first_template(captions)), groups)
 
     def _held_out_rows(
-        self, size: int, prepare: Callable[[int], Preprocessor]
+        self, size: int, prepare: Preprocessor
     ) -> Iterator[list[tuple[NDArray[np.float32], str]]]:
         """(the runtime's picture, first caption) of every held-out pair that can be read, `size` at a time; the last may be fewer."""
         rows: list[tuple[NDArray[np.float32], str]] = []
         for index in self.shuffled.held_out:
             try:
                 picture, texts = self._pairs.read(int(index))
-                prepared = prepare(len(rows))
-                view = np.empty((3, *prepared.spec.size), np.float32)
-                prepared.into(picture, view, where=self._pairs.keys[index])
+                view = np.empty((3, *prepare.spec.size), np.float32)
+                prepare.into(picture, view, where=self._pairs.keys[index])
             except (InputError, OSError) as error:
                 log.warning("left out of validation: %s", error)
                 continue
