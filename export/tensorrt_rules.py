@@ -71,6 +71,7 @@ OPERATORS: Mapping[str, Operator] = {
             "MatMul",
             "LayerNormalization",
             "Softmax",
+            "Softplus",
             "Sigmoid",
             "Tanh",
             "Erf",
@@ -113,6 +114,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Not": Operator(frozenset({BOOL})),
     "And": Operator(frozenset({BOOL})),
     "Pad": Operator(NUMBERS, constants=(3,)),
+    "Resize": Operator(FLOATS),
     "Attention": Operator(FLOATS | {BOOL}, since=(10, 14)),
     "QuantizeLinear": Operator(FLOATS | {INT8, FP8}),
     "DequantizeLinear": Operator(frozenset({INT8, FP8, INT4}) | FLOATS),
@@ -198,7 +200,7 @@ def _of_node(node: ir.Node, release: Version, capability: tuple[int, int] | None
 
 # Their other inputs are indices, shapes, axes or a condition.
 _FIRST_ONLY = {
-    "Reshape", "Expand", "Slice", "Gather", "GatherElements", "GatherND", "Squeeze", "Unsqueeze", "Split", "TopK", "Pad",
+    "Reshape", "Expand", "Slice", "Gather", "GatherElements", "GatherND", "Squeeze", "Unsqueeze", "Split", "TopK", "Pad", "Resize",
     "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "ScatterElements", "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
 
@@ -261,10 +263,22 @@ def _scatter(node: ir.Node) -> Iterator[str]:
         yield "ScatterElements with a reduction"
 
 
+def _resize(node: ir.Node) -> Iterator[str]:
+    given = {name: node.attributes[name] for name in node.attributes}
+    modes = {"mode": ("nearest", "linear"), "keep_aspect_ratio_policy": ("stretch",),
+             "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")}  # fmt: skip
+    for name, known in modes.items():
+        if name in given and given[name].as_string() not in known:
+            yield f"Resize with {name} {given[name].as_string()}, want one of {', '.join(known)}"
+    if "antialias" in given and given["antialias"].as_int():
+        yield "Resize with antialias"
+
+
 _MORE: Mapping[str, Callable[[ir.Node], Iterator[str]]] = {
     "QuantizeLinear": _pair,
     "DequantizeLinear": _pair,
     "LayerNormalization": _layer_norm,
     "Attention": _attention,
     "ScatterElements": _scatter,
+    "Resize": _resize,
 }
