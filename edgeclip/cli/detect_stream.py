@@ -126,6 +126,9 @@ def run_stream(
         options: of `Model.detect`.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what goes wrong is said in one line of our own
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     from edgeclip.runtime.video.reader import Patience
     from edgeclip.runtime.video.sources import open_source
     from edgeclip.runtime.video.stream import stream as open_stream

@@ -96,4 +96,6 @@ class PyAVSource:
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "ExitError":  # how FFmpeg names a timeout of ours
+        return "nothing came in time"
     return getattr(error, "strerror", None) or str(error)

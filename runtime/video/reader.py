@@ -57,24 +57,41 @@ class EveryFrame:
 
     def __init__(self, source: FrameSource) -> None:
         self.name, self.fps, self._source, self._ended = source.name, source.fps, source, False
+        self._lock = threading.Lock()  # a decoder that is closed while it reads takes the process with it
+        self._failure: InputError | None = None
+        fork.register(self)
 
     def take(self) -> Frame | None:
         """The next frame."""
-        frame = None if self._ended else self._source.read()
-        self._ended = frame is None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        with self._lock:
+            frame = None if self._ended else self._source.read()
+            self._ended = frame is None
         return frame
 
     @property
     def ended(self) -> bool:
         """The source has no more, or was closed."""
-        return self._ended
+        return self._ended and self._failure is None
 
     ready = True
 
     def close(self) -> None:
-        """Close the source."""
-        self._ended = True
-        self._source.close()
+        """Close the source, after the frame that is just being read."""
+        with self._lock:
+            self._ended = True
+            self._source.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: the decoder's threads stayed in the parent."""
+        fork.abandon(self._source)
+        self._lock, self._ended, self._failure = threading.Lock(), True, _forked(self.name)
+
+
+def _forked(name: str) -> InputError:
+    return InputError(f"{name}: this source was opened before a fork. Open it in the child.")
 
 
 class _Lane:

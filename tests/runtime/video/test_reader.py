@@ -235,10 +235,11 @@ def test_memory_is_not_held_while_the_next_frame_is_awaited() -> None:
 
 
 @pytest.mark.usefixtures("forks")
-def test_a_forked_child_is_told_and_its_parent_goes_on() -> None:
+@pytest.mark.parametrize("kind", ["newest", "every"])
+def test_a_forked_child_is_told_and_its_parent_goes_on(kind: str) -> None:
     source = HandSource()
-    reader = NewestFrame(Opener(source), QUICK)
-    with reader.news:  # as if the thread were just putting a frame
+    reader = NewestFrame(Opener(source), QUICK) if kind == "newest" else EveryFrame(source)
+    with reader.news if isinstance(reader, NewestFrame) else reader._lock:  # as if a thread were just at it
         child = os.fork()
         if child == 0:
             try:
@@ -249,11 +250,31 @@ def test_a_forked_child_is_told_and_its_parent_goes_on() -> None:
                 os._exit(4)
             os._exit(5)
     deadline = time.monotonic() + 20
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+    while (gone := os.waitpid(child, os.WNOHANG))[0] == 0:
         assert time.monotonic() < deadline, "the child hangs"
         time.sleep(0.01)
-    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert os.waitstatus_to_exitcode(gone[1]) == 0
+    if isinstance(reader, EveryFrame):
+        source.items.put(3)
+        assert level(reader.take()) == 3
+        return
     source.give(3)
     until(lambda: reader.ready)
     assert level(reader.take()) == 3
     closes(reader, source)
+
+
+def test_a_source_is_not_closed_while_it_is_read() -> None:
+    source = HandSource()
+    reader = EveryFrame(source)
+    reading = threading.Thread(target=reader.take)
+    reading.start()
+    until(lambda: reader._lock.locked())
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    assert not source.closed
+    source.items.put(1)
+    for thread in (reading, closing):
+        thread.join(timeout=20)
+    assert source.closed
+    assert reader.ended
