@@ -192,7 +192,7 @@ def _print(record: dict[str, Any]) -> None:
 
 def _regions(record: dict[str, Any]) -> int:
     """Of a picture, in the detector's outputs."""
-    return next(v["outputs"][0]["shape"][1] for v in record["variants"] if v["tower"] == "detector")
+    return int(next(v["outputs"][0]["shape"][1] for v in record["variants"] if v["tower"] == "detector"))
 
 
 def _of_detector(fidelity: dict[str, Any], figure: str) -> str:
