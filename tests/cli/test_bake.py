@@ -85,7 +85,7 @@ def test_refused_bakes_are_one_line(toy: Path, tmp_path: Path, edgeclip: Edgecli
         (
             toy,
             ["--label", "a", "--variant", "x"],
-            f"{toy}: no image variant 'x' to bake on; it has image-fp32.",
+            f"{toy}: no variant 'x' to bake on; it has image-fp32.",
         ),
         (
             toy,
