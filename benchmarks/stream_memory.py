@@ -96,6 +96,10 @@ def main() -> int:
         clip.close()
         model = stack.enter_context(edgeclip.load(given.bundle or planted(folder / "planted")))
         resident, last = follow(model, folder / "clip.mp4", folder, given.prompts.split(","), given.newest)
+        if len(resident) <= FIRST + 2 * SPAN:
+            raise SystemExit(
+                f"{len(resident)} results of {given.frames} frames: too few to tell. Pass more --frames."
+            )
         bytes_a_frame = growth(resident)
         print(describe())
         print(

@@ -20,7 +20,8 @@ from edgeclip.cli.common import (
     parse_labels,
     strict_option,
 )
-from edgeclip.cli.detect_stream import StreamOptions, parse_prompts, run_stream, stream_options
+from edgeclip.cli.detect_stream import StreamOptions, run_stream, stream_options
+from edgeclip.cli.live_prompts import parse_prompts
 from edgeclip.errors import InputError
 
 if TYPE_CHECKING:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial, wraps
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import click
 
 from edgeclip.cli.common import notes, say
-from edgeclip.errors import EdgeClipError, InputError
+from edgeclip.cli.live_prompts import changes, parse_prompts, watched
 
 if TYPE_CHECKING:
     from edgeclip.runtime.model import Model
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound="Closes")
-WATCH_S = 0.3  # between two looks at the file of `--watch`
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def stream_options(command: F) -> F:
         return command(stream=StreamOptions(**own), **given)
 
     found = cast("F", parsed)
-    for option in (
+    options = [
         click.option(
             "--source",
             "sources",
@@ -105,7 +102,8 @@ def stream_options(command: F) -> F:
             default=20,
             help="Open a lost source again so often in a row. Default: 20.",
         ),
-    ):
+    ]
+    for option in reversed(options):  # help shows them in this order
         found = option(found)
     return found
 
@@ -135,7 +133,7 @@ def run_stream(
 
     read = parse or parse_prompts
     if stream.watch is not None:
-        prompts = read(_text(stream.watch))
+        prompts = read(watched(stream.watch))
     opens = partial(
         cast("Any", open_source),  # what click has checked
         every=stream.every,
@@ -151,24 +149,12 @@ def run_stream(
             patience=patience, open_with=opens, **options,
         ) as session,
         Outputs(stream, session) as outputs,
-        _changes(session, stream.watch, read),
+        changes(session, stream.watch, read),
     ):  # fmt: skip
         for result in session:
             if not outputs.take(result) or outputs.count == stream.max_frames:
                 break
     return 0
-
-
-def parse_prompts(text: str) -> Any:
-    """Prompts as they are typed: 'a cat, a dog', one a line (# starts a comment), or nested in [brackets]."""
-    text = text.strip()
-    if text.startswith("["):
-        return text
-    lines = [line.split("#")[0] for line in text.splitlines()]
-    found = [part.strip() for line in lines for part in line.split(",") if part.strip()]
-    if not found:
-        raise InputError("prompts: expected one or more, separated by commas or lines; got none.")
-    return found
 
 
 class Closes(Protocol):
@@ -285,76 +271,6 @@ def _status() -> Iterator[Callable[[str], None]]:
 
     with notes().status("waiting for the first frame") as status:
         yield lambda text: status.update(Text(text))  # a name may hold what would be markup
-
-
-@contextlib.contextmanager
-def _changes(session: Session, watch: str | None, read: Callable[[str], Any]) -> Iterator[None]:
-    """Prompts changed while frames go on: by the file of `--watch`, else by lines typed at a terminal."""
-    over = threading.Event()
-    if watch is not None:
-        texts: Iterator[str] | None = _edits(watch, over)
-    else:
-        texts = _typed(over) if sys.stdin is not None and sys.stdin.isatty() else None
-    if texts is None:
-        yield
-        return
-    thread = threading.Thread(
-        target=_follow, args=(session, texts, read, over), name="edgeclip-prompts", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _follow(
-    session: Session, texts: Iterator[str], read: Callable[[str], Any], over: threading.Event
-) -> None:
-    for text in texts:
-        if over.is_set():
-            return
-        try:
-            session.set_prompts(read(text))
-            say(f"prompts: {' '.join(text.split())}")
-        except EdgeClipError as error:
-            say(f"{error} The prompts stay as they were.")
-
-
-def _edits(path: str, over: threading.Event) -> Iterator[str]:
-    seen = _text(path)
-    while not over.wait(WATCH_S):
-        try:
-            text = _text(path)
-        except InputError:  # an editor is just replacing it
-            continue
-        if text != seen and text.strip():
-            seen = text
-            yield text
-
-
-def _typed(over: threading.Event) -> Iterator[str]:
-    """Lines from the terminal. Not by sys.stdin: a thread that waits in it could not end, and Python would abort at exit."""
-    terminal, rest = sys.stdin.fileno(), b""
-    while not over.is_set():
-        if not select.select([terminal], [], [], WATCH_S)[0]:
-            continue
-        typed = os.read(terminal, 1 << 16)
-        if not typed:  # Ctrl-D
-            return
-        *lines, rest = (rest + typed).split(b"\n")
-        yield from (text for line in lines if (text := line.decode(errors="replace")).strip())
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"--watch {path}: cannot read the file ({reason}). Expected prompts in UTF-8, separated by commas or lines."
-        ) from error
 
 
 def _shown(source: str) -> str:

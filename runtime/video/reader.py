@@ -183,10 +183,8 @@ class NewestFrame:
         try:
             while not lane.stop.is_set():
                 lane.busy_since = self._clock()
-                frame, reason = (
-                    None,
-                    _END,
-                )  # the last frame's memory is free as soon as the other side is done
+                frame = None  # the last one's memory is free as soon as the other side is done
+                reason = _END
                 try:
                     if source is None:
                         source = self._open()

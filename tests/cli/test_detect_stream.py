@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeclip.cli import detect_stream, run
-from edgeclip.cli.detect_stream import parse_prompts
+from edgeclip.cli import live_prompts, run
+from edgeclip.cli.live_prompts import parse_prompts
 from edgeclip.errors import InputError
 from edgeclip.runtime.model import Model
 from edgeclip.runtime.video.stream import Session
@@ -158,7 +158,7 @@ def test_prompts_follow_a_file_while_frames_go_on(
 ) -> None:
     watched = tmp_path / "prompts.txt"
     watched.write_text("red")
-    monkeypatch.setattr(detect_stream, "WATCH_S", 0.005)
+    monkeypatch.setattr(live_prompts, "WATCH_S", 0.005)
     changed: list[str] = []
     real_set, real_next = Session.set_prompts, Session.__next__
 
@@ -208,7 +208,7 @@ def test_prompts_typed_at_a_terminal(
             until(lambda: bool(changed))
         return result
 
-    monkeypatch.setattr(detect_stream, "WATCH_S", 0.01)
+    monkeypatch.setattr(live_prompts, "WATCH_S", 0.01)
     monkeypatch.setattr(Session, "set_prompts", set_prompts)
     monkeypatch.setattr(Session, "__next__", following)
     lines = tmp_path / "seen.jsonl"
