@@ -116,20 +116,17 @@ def roi_weights(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
         (N, R, rows * columns), each row sums to 1.
     """
     rows, columns = grid
-    x1, y1, x2, y2 = boxes.clamp(0, 1).unbind(-1)
-    down, along = _shares(y1 * rows, y2 * rows, rows), _shares(x1 * columns, x2 * columns, columns)
-    return (down[..., :, None] * along[..., None, :]).flatten(-2)
-
-
-def _shares(low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """(N, R) ends of an interval, in cells -> (N, R, cells), which sum to 1."""
-    order = torch.arange(cells, dtype=low.dtype, device=low.device)
+    cells = torch.tensor([columns, rows], dtype=boxes.dtype, device=boxes.device)[:, None]  # along x, along y
+    order = torch.arange(max(grid), dtype=boxes.dtype, device=boxes.device)
+    low, high = (boxes.clamp(0, 1).unflatten(-1, (2, 2, 1)) * cells).unbind(-3)  # (N, R, 2, 1)
     size = high - low
-    count = torch.ceil(size - HAIR).clamp(1, cells)[..., None]  # one sample a cell, as equal steps
-    at = low[..., None] + (order + 0.5) * size[..., None] / count - 0.5  # a cell's centre is a whole number
-    near = 1 - (at.clamp(0, cells - 1)[..., None] - order).abs()  # (N, R, samples, cells)
-    taken = (order < count).to(low.dtype) / count
-    return (near.clamp_min(0) * taken[..., None]).sum(-2)
+    count = torch.minimum(torch.ceil(size - HAIR).clamp_min(1), cells)  # one sample a cell, as equal steps
+    at = low + (order + 0.5) * size / count - 0.5  # (N, R, 2, samples); a cell's centre is a whole number
+    at = torch.minimum(at.clamp_min(0), cells - 1)
+    near = (1 - (at[..., None] - order).abs()).clamp_min(0)  # (N, R, 2, samples, cells)
+    taken = (order < count).to(boxes.dtype) / count
+    along, down = (near * taken[..., None]).sum(-2).unbind(-2)
+    return (down[..., :rows, None] * along[..., None, :columns]).flatten(-2)
 
 
 def with_regions(source: Source) -> Source:
