@@ -290,3 +290,23 @@ def test_regions_are_named_by_class(annotated: Path) -> None:
     annotated.write_text(json.dumps(data))
     with pytest.raises(InputError, match="at least one box with an area"):
         classify_all(model, read(annotated), folder, pack)  # type: ignore[arg-type]
+
+
+def test_a_detector_names_regions_too(
+    annotated: Path, planted: Path, edgeclip: Edgeclip, tmp_path: Path
+) -> None:
+    folder = annotated.parent / "pictures"
+    base = ["evaluate", "regions", "--coco", annotated, "--images", folder, "-b", planted]
+    said = edgeclip(*base, "--json", "-o", tmp_path / "report.json")
+    assert (said.code, said.err) == (0, "")
+    assert (said.record["mean_per_class"], said.record["boxes"]) == (1, 12)
+    assert said.record == json.loads((tmp_path / "report.json").read_text())
+    assert said.record["per_class"][0] == {"name": "red", "boxes": 4, "accuracy": 1.0}
+    table = edgeclip(*base)
+    assert table.code == 0
+    assert "12 boxes named" in table.out
+    assert "Missing option '--images'" in edgeclip("evaluate", "regions", "--coco", annotated).line
+    assert "boxes are named by texts" in edgeclip(*base, "--labels-from", "baked").line
+    (folder / "1.png").write_bytes(b"")
+    partly = edgeclip(*base, "--json", "--strict")
+    assert (partly.code, partly.record["boxes"], len(partly.record["failed"])) == (1, 9, 1)
