@@ -118,7 +118,7 @@ def roi_weights(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     cells = torch.tensor([columns, rows], dtype=boxes.dtype, device=boxes.device)[:, None]  # along x, along y
     order = torch.arange(max(grid), dtype=boxes.dtype, device=boxes.device)
-    low, high = (boxes.clamp(0, 1).unflatten(-1, (2, 2, 1)) * cells).unbind(-3)  # (N, R, 2, 1)
+    low, high = (torch.unflatten(boxes.clamp(0, 1), -1, (2, 2, 1)) * cells).unbind(-3)  # (N, R, 2, 1)
     size = high - low
     count = torch.minimum(torch.ceil(size - HAIR).clamp_min(1), cells)  # one sample a cell, as equal steps
     at = low + (order + 0.5) * size / count - 0.5  # (N, R, 2, samples); a cell's centre is a whole number

@@ -14,6 +14,7 @@ Range = tuple[int, int, int]  # (least, best, most)
 TEXT_BEST = 16  # tokens: a prompt such as "a photo of a cat" has 7 to 16 with its marks
 # COCO has 80 names, ImageNet 1,000; the head is a thousandth of a tower's work. A proof asks for as many as a row has columns.
 PROMPTS: Range = (1, 64, 1024)
+BOXES: Range = (1, 16, 256)  # of a picture in one call; the runtime asks for no more at once
 
 
 def parse_batch(text: str) -> Range:
@@ -86,6 +87,8 @@ def _range(name: str, variant: Variant, manifest: Manifest, batch: Range) -> Ran
         return 1, min(TEXT_BEST, most), most
     if name == "P":
         return *PROMPTS[:2], max(PROMPTS[2], manifest.embedding_dim)
+    if name == "R":
+        return BOXES
     if name == "B":  # one set of prompts for all pictures, or one each
         return 1, 1, batch[2]
     raise EngineError(f"{variant.id}: nothing is known of its size {name!r}. Export the bundle again.")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 import edgeclip
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Axes, Bundle, Variant
 from edgeclip.errors import CheckFailed
 from edgeclip.export import region_parity, region_towers
 from edgeclip.export.api import ExportSettings, export_bundle
@@ -24,6 +24,9 @@ from edgeclip.export.parity import TOLERANCES
 from edgeclip.export.tensorrt_rules import required
 from edgeclip.export.towers import tower_of
 from edgeclip.models.source import Source
+from edgeclip.runtime.tensorrt.builder import build
+from edgeclip.runtime.tensorrt.library import load_library
+from edgeclip.runtime.tensorrt.record import BuildOptions
 from edgeclip.runtime.verify import verify
 from edgeclip.runtime.verify_regions import made_up_boxes
 from tests.export.regions import prompted_source, roi_source, source_of
@@ -150,6 +153,20 @@ def test_boxes_are_pooled_by_the_graph() -> None:
 @pytest.mark.parametrize(("name", "kind"), TRACED, ids=map(" ".join, TRACED))
 def test_graphs_agree_with_their_source(name: str, kind: str) -> None:
     _check_graph(name, kind)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "kind"), TOWERS, ids=map(" ".join, TOWERS))
+def test_tensorrt_rtx_builds_an_engine(name: str, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX builds without a GPU; not installed")
+    tower = form_of(source_of(name), kind)
+    variant = Variant("v", kind, Axes(), ("a",), tower.inputs, tower.outputs)  # type: ignore[arg-type]
+    (tmp_path / "a.onnx").write_bytes(ir.to_proto(graph_of(name, kind)).SerializeToString())
+    sizes = {size: (1, 2, 17) for port in tower.inputs for size in port.shape if isinstance(size, str)}
+    built = build(
+        load_library("tensorrt-rtx"), tmp_path / "a.onnx", variant, BuildOptions((sizes,), archs=("sm86",))
+    )
+    assert set(built.network.products) == {"fp32"}
 
 
 @pytest.fixture(scope="module", params=["roi", "prompted"])

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 import edgeclip
-from edgeclip.bundle import Bundle, Port
+from edgeclip.bundle import Axes, Bundle, Port, Variant
 from edgeclip.errors import EngineError, InputError
-from edgeclip.runtime.tensorrt.profiles import check_profiles, parse_batch, profiles_for
+from edgeclip.runtime.regions import AT_ONCE
+from edgeclip.runtime.tensorrt.profiles import BOXES, check_profiles, parse_batch, profiles_for
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,13 @@ def test_a_head_takes_the_prompts_that_prove_it(toy: Bundle) -> None:
     for dim, most in ((8, 1024), (1152, 1152)):
         (profile,) = profiles_for(head, replace(toy.manifest, embedding_dim=dim), [(1, 8, 32)])
         assert profile == {"N": (1, 8, 32), "B": (1, 1, 32), "P": (1, 64, most)}
+
+
+def test_boxes_of_a_picture(toy: Bundle) -> None:
+    boxes = Variant("r", "regions", Axes(), ("a",), (Port("boxes", "float32", ("N", "R", 4)),), ())
+    (profile,) = profiles_for(boxes, toy.manifest, [(1, 1, 2)])
+    assert profile == {"N": (1, 1, 2), "R": BOXES}
+    assert BOXES[2] == AT_ONCE  # what the runtime asks for in one call
 
 
 def test_fixed_and_unknown_sizes(toy: Bundle) -> None:
