@@ -53,3 +53,18 @@ def test_a_users_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     sizes = uses_the_api.build_ahead(make_bundle(tmp_path / "toy"), tmp_path / "engines")
     assert set(sizes) == {"image-fp32", "text-fp32"}
     assert sum(sizes.values()) == sum(path.stat().st_size for path in (tmp_path / "engines").glob("*.engine"))
+
+
+def test_the_detecting_part_runs(tmp_path: Path) -> None:
+    from tests.runtime.detectors import make_detector, scene
+
+    place = tmp_path / "a.png"
+    Image.fromarray(scene({(2, 3): (255, 0, 0)})).save(place)
+    with edgeclip.load(make_detector(tmp_path / "planted"), threads=1) as model:
+        found = uses_the_api.find_things(model, place, place)
+    assert [one.labels for one in found] == [
+        ("a face",),
+        *[("a face", "an eye", "this cup")] * 2,
+        ("a cup",),
+        ("this cup",),
+    ]

@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgeclip
-from edgeclip import Bundle, Classification, EdgeClipError, LabelPack, Model
+from edgeclip import (
+    Bundle,
+    Classification,
+    Detections,
+    EdgeClipError,
+    Example,
+    LabelPack,
+    Model,
+    Tiling,
+)
 
 
 def name_pictures(bundle: str | Path, pictures: list[Path], labels: list[str]) -> dict[str, str | None]:
@@ -31,6 +40,15 @@ def by_baked_labels(model: Model, picture: Path) -> str | None:
     """The best of the labels that `edgeclip bake` put into the bundle; None where it has none."""
     result: Classification | None = model.classify(picture) if model.labels else None
     return result.label if result else None
+
+
+def find_things(model: Model, picture: Path, other: Path) -> list[Detections]:
+    """By texts, by an example, in tiles, within each other, and again without the image tower."""
+    one: Detections = model.detect(picture, ["a face"], threshold={"a face": 0.2}, tile=Tiling(640, 0.2))
+    shown = [Example(other, (10, 20, 60, 80), "this cup")]
+    several: list[Detections] = model.detect([picture, other], "[a face [an eye]]", examples=shown)
+    seen = model.propose(picture)
+    return [one, *several, model.detect_in(seen, ["a cup"]), model.detect_in(seen, examples=shown).above(0.5)]
 
 
 def similarity(model: Model, frame: NDArray[np.uint8], text: str) -> float:
