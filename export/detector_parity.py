@@ -27,10 +27,12 @@ from edgeclip.runtime.verify_detector import run_detector
 
 Array = NDArray[Any]
 
-# By precision: a figure of the region embeddings, or of a head's logits as shares of themselves, and its largest value.
-ROWS: Mapping[str, tuple[str, float]] = {"fp32": ("max_abs", 5e-6), "fp16": ("relative_distance", 0.01)}
-# Largest difference of a corner or a score, 0-1.
-LARGEST: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2}
+# By precision: a figure of the region embeddings and its largest value. The exporter's noise is 6e-7 at 12 blocks and 768 pixels; an
+# epsilon of 1e-6 in place of 1e-5 in the last norm moves 3e-6, the tanh form of GELU more.
+ROWS: Mapping[str, tuple[str, float]] = {"fp32": ("max_abs", 3e-6), "fp16": ("relative_distance", 0.01)}
+SHARES = 1e-5  # in place of it: of a head's logits in fp32, as shares of themselves. Noise is 2e-6: scale, bias and cosine have theirs
+# Largest difference of a corner or a score, 0-1. Noise is 1.5e-6, and 6e-4 where weights are stored in fp16.
+LARGEST: Mapping[str, float] = {"fp32": 1e-5, "fp16": 1e-2}
 REGIONS = 10_000  # as many pictures as give so many regions are compared, 3 at least
 FEW, MOST = 3, 16
 LABELS = 32  # texts that scores are made with, at most
@@ -125,6 +127,8 @@ class DetectorProof:
 
     def _gate(self, variant: Variant, fidelity: Fidelity) -> list[str]:
         figure, largest = ROWS[variant.axes.precision]
+        if variant.axes.head != "embeddings" and figure == "max_abs":
+            largest = SHARES
         allowed = {figure: largest, "box_max": LARGEST[variant.axes.precision]}
         allowed["score_max"] = allowed["box_max"]
         if self.material.tolerance is not None:

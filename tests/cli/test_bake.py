@@ -98,7 +98,7 @@ def test_refused_bakes_are_one_line(toy: Path, tmp_path: Path, edgeclip: Edgecli
             f"{toy}: is the bundle itself, and a bundle never changes.",
         ),
         (lean, ["--label", "a"], f"{lean}: this bundle has no text tower. Use a label pack"),
-        (texts, ["--label", "a"], f"{texts}: has no image tower that gives embeddings."),
+        (texts, ["--label", "a"], f"{texts}: has no image tower or detector that gives embeddings."),
     ):
         said = edgeclip("bake", bundle, "-o", tmp_path / "out", *options)
         assert said.code == 2
