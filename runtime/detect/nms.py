@@ -69,7 +69,7 @@ def areas(boxes: Floats) -> Floats:
 
 def _greedy(overlap: NDArray[np.bool_]) -> list[int]:
     """(B, B), best first -> the rows that no kept row before them overlaps."""
-    # a row as one integer: 64 rows in 15 us, where arrays take 40
+    # a row as one integer: cheaper than an operation of arrays for each
     packed = np.packbits(overlap, axis=1, bitorder="little")
     dead, kept = 0, []
     for i, row in enumerate(packed):

@@ -1,4 +1,4 @@
-"""From logits and boxes to detections: threshold, the best candidates, suppression. Vectorised; 3,600 regions x 80 labels take 2 ms."""
+"""From logits and boxes to detections: threshold, the best candidates, suppression. benchmarks/postprocess.py has the times."""
 
 from __future__ import annotations
 

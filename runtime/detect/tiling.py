@@ -15,7 +15,7 @@ from edgeclip.runtime.detections import Detections
 
 MOST_TILES = 1024  # of one picture
 _NEAR = 0.01  # of a tile's side, at least 2 pixels: a box that ends so near the tile's edge was cut by it
-_SHARE = 4  # times as many candidates as of one picture go into suppression: bounds it to some 50 ms
+_SHARE = 4  # times as many candidates as of one picture go into suppression, which this bounds
 _COVERED = 0.7  # of a cut box's area within a whole one of its label: it is a piece of that
 
 
