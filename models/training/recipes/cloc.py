@@ -3,7 +3,10 @@
 Command:  edgeclip train cloc -o runs/prompted --set init_from=hf:openai/clip-vit-base-patch16 --set data=regions.jsonl
           From pictures and captions: python examples/pseudo_regions.py pairs.csv -b DETECTOR -o regions.jsonl makes the boxes
 Hours:    not measured at that size
-Score:    not measured at that size
+Score:    not measured at that size. Two places of four colours are learned in 45 steps (tests); 300 steps of drawn scenes with six
+          shapes each were too few for a new prompter. The paper's, from scratch, takes 439,000 steps
+          Texts that are alike (cosine above 0.9) are no negatives of each other: if region_text is 0 from the start, the text tower
+          holds all of them to be alike
 """
 
 from edgeclip.models.training.recipe import Augmentation, Recipe
