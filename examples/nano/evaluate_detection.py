@@ -13,8 +13,6 @@ that it shows and for 20 (and 100) others of the set's own names, so that a wron
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,9 @@ from numpy.typing import NDArray
 from scenes import SIDE, Scene, compose, drawings, held_back, trained
 
 import edgeclip
+from edgeclip.evaluate.annotations import Annotations, Boxes, Category, Image
+from edgeclip.evaluate.average_precision import Found as Judged
+from edgeclip.evaluate.average_precision import precision_of
 from edgeclip.runtime.detect.nms import iou_matrix, nms
 
 # title -> file, seed, which items its scenes are composed of, whether these are turned and recoloured
@@ -54,7 +55,7 @@ class Truth(Protocol):
     @property
     def boxes(self) -> NDArray[np.float32]: ...  # (M, 4) xyxy pixels
     @property
-    def names(self) -> tuple[str, ...]: ...  # M
+    def names(self) -> Sequence[str]: ...  # M
 
 
 @dataclass(frozen=True)
@@ -80,36 +81,39 @@ def asked(scenes: Sequence[Truth], others: int, seed: int) -> list[list[str]]:
 
 def average_precision(truth: Sequence[Truth], found: Sequence[Found]) -> dict[str, float]:
     """AP (IoU 0.5 to 0.95) and AP50, 0-1, mean over the names that the scenes show; by COCO's evaluator."""
-    from faster_coco_eval import COCO, COCOeval_faster
-
     names = sorted({name for scene in truth for name in scene.names})
-    ids = {name: i + 1 for i, name in enumerate(names)}
-    boxes = [
-        {"image_id": i, "category_id": ids[name], "bbox": _xywh(box), "area": _area(box), "iscrowd": 0}
-        for i, scene in enumerate(truth)
-        for name, box in zip(scene.names, scene.boxes, strict=True)
-    ]
-    annotations = [{"id": i + 1, **box} for i, box in enumerate(boxes)]
-    results = [
-        {"image_id": i, "category_id": ids[name], "bbox": _xywh(box), "score": float(score)}
-        for i, scene in enumerate(found)
-        for name, box, score in zip(scene.names, scene.boxes, scene.scores, strict=True)
+    boxes, areas, _ = _rows(truth, names, [np.zeros(len(scene.boxes)) for scene in truth])
+    images = tuple(Image(i, "", (SIDE, SIDE)) for i in range(len(truth)))
+    categories = tuple(Category(i, name) for i, name in enumerate(names))
+    annotations = Annotations(
+        Path("scenes"), images, categories, boxes, areas, np.zeros(len(areas), bool), lvis=False
+    )
+    seen, _, scores = _rows(found, names, [scene.scores for scene in found])
+    figures = precision_of(annotations, Judged(seen, scores), interval=False)
+    return {"AP": figures.ap or 0.0, "AP50": figures.ap50 or 0.0}
+
+
+def _rows(
+    scenes: Sequence[Truth], names: list[str], scores: Sequence[NDArray[Any]]
+) -> tuple[Boxes, NDArray[np.float64], NDArray[np.float64]]:
+    """-> boxes, areas and scores of what bears one of `names`."""
+    ids = {name: i for i, name in enumerate(names)}
+    rows = [
+        (image, ids[name], *corners, score)
+        for image, scene in enumerate(scenes)
+        for name, corners, score in zip(
+            scene.names, scene.boxes.tolist(), scores[image].tolist(), strict=True
+        )
         if name in ids
     ]
-    if not results:
-        return {"AP": 0.0, "AP50": 0.0}
-    dataset = {
-        "images": [{"id": i} for i in range(len(truth))],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for name, i in ids.items()],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(dataset)
-        run = COCOeval_faster(coco, coco.loadRes(results), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return {"AP": float(run.stats[0]), "AP50": float(run.stats[1])}
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    sides = table[:, 4:6] - table[:, 2:4]
+    places = table[:, :2].astype(np.int64)
+    return (
+        Boxes(places[:, 0], places[:, 1], np.concatenate([table[:, 2:4], sides], 1)),
+        sides.prod(1),
+        table[:, 6],
+    )
 
 
 def best_threshold(truth: Sequence[Truth], found: Sequence[Found]) -> tuple[float, float]:
@@ -131,15 +135,6 @@ def best_threshold(truth: Sequence[Truth], found: Sequence[Found]) -> tuple[floa
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
     best = int(f1.argmax())
     return scores[order[best]], float(f1[best])
-
-
-def _xywh(box: NDArray[np.float32]) -> list[float]:
-    x0, y0, x1, y1 = box.tolist()
-    return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _area(box: NDArray[np.float32]) -> float:
-    return float((box[2:] - box[:2]).prod())
 
 
 def detector(model: Any, scene: Scene, names: list[str]) -> Found:
