@@ -217,12 +217,13 @@ def _load(
 ) -> Decoded:
     turn = _orientation(image)
     width, height = image.size
+    drafted = None
     if at_least is not None and image.format in ("JPEG", "MPO"):
         need = at_least(height, width)[::-1] if turn in _SIDEWAYS else at_least(width, height)
-        image.draft(None, need)  # None: the mode stays, only the scale is wanted
+        drafted = image.draft(None, need)  # None: the mode stays, only the scale is wanted
     image.load()
-    scale = round(width / image.width)
-    end_x, end_y = width / scale, height / scale  # a part of a pixel where the scale does not divide the size
+    # a part of a pixel where the scale does not divide the size
+    end_x, end_y = drafted[1][2:] if drafted else (width, height)
     upright = _rgb(image, background, where)
     if turn == 1:
         return Decoded(upright, (width, height), (0, 0, end_x, end_y))

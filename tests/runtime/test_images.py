@@ -243,6 +243,15 @@ def test_a_turned_jpeg_is_scaled_by_what_its_upright_sides_need() -> None:
     assert found.image.size == (500, 1500)  # the stored sides, 3000 x 1000, would allow 1/4
 
 
+@pytest.mark.parametrize("spec", [PAD, replace(PAD, resample="gaussian", pad_first=True)])
+def test_a_narrow_jpeg_is_decoded_at_a_reduced_scale(spec: Preprocessing) -> None:
+    """17 pixels at 1/8 are 3: their ratio, 5.7, is not the scale."""
+    data = encoded(photograph(17, 3800), "JPEG", quality=95, subsampling=0)
+    assert decode(data, at_least=lambda width, height: (2, 448)).box == (0, 0, 17 / 8, 475)
+    found, want = (preprocess(data, spec, decode=how) for how in ("fast", "exact"))  # type: ignore[arg-type]
+    assert levels(found, want, spec).mean() < 0.5
+
+
 def test_damaged_exif_does_not_refuse_a_picture() -> None:
     data = encoded(photograph(60, 50), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert preprocess(data, CLIP).shape == (3, 224, 224)
