@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks.machine import describe
 from edgeclip.bundle import Preprocessing
 from edgeclip.runtime.detect.nms import nms
-from edgeclip.runtime.detect.postprocess import Candidates, Rules, choose, settle
+from edgeclip.runtime.detect.postprocess import Candidates, Rules, choose, find
 from edgeclip.runtime.detect.proposals import Regions
 
 SIDE = 960  # of the detector's input, pixels
@@ -88,8 +89,8 @@ def whole(outputs: dict[str, Any], rules: Rules) -> Callable[[], Any]:
 
     def call() -> Any:
         seen = Regions.of(outputs, PAD, SIZE)
-        found = choose(seen.rows["logits"], seen.boxes, seen.objectness, rules)
-        return settle(found, names, seen.size, rules)
+        look = partial(choose, seen.rows["logits"], seen.boxes, seen.objectness, rules)
+        return find(look, names, seen.size, rules)
 
     return call
 

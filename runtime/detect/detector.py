@@ -14,7 +14,7 @@ from edgeclip.errors import EngineError, InputError
 from edgeclip.runtime import stages
 from edgeclip.runtime.detect.asked import Asked, Vocabulary
 from edgeclip.runtime.detect.examples import Example, average, query_of
-from edgeclip.runtime.detect.postprocess import Rules, choose, settle
+from edgeclip.runtime.detect.postprocess import Rules, choose, find
 from edgeclip.runtime.detect.prompt_tree import PromptTree, parse_prompts
 from edgeclip.runtime.detect.proposals import Proposals, Regions
 from edgeclip.runtime.detect.search import Search
@@ -85,8 +85,9 @@ class Detector:
                 "labels: expected no prompts within prompts: proposals hold no pixels to look into. Use `detect`."
             )
         begun = stages.begin()
-        found = choose(seen.logits(vocabulary.vectors), seen.boxes, seen.objectness, rules)
-        result = settle(found, vocabulary.names, seen.size, rules)
+        logits = seen.logits(vocabulary.vectors)
+        look = partial(choose, logits, seen.boxes, seen.objectness, rules)
+        result = find(look, vocabulary.names, seen.size, rules)
         stages.end("head", begun)
         return result
 

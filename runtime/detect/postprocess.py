@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +11,12 @@ from numpy.typing import NDArray
 from edgeclip.runtime.detect.nms import nms
 from edgeclip.runtime.detections import Detections
 
-# What goes into suppression at most: the best ones. Bounds the time where a threshold of 0 lets every region through with every label.
-# More detections than a third of it are asked for: three times as many.
+# What goes into suppression at first: the best ones, which are enough unless a thousand regions lie on one object. More detections than a
+# third of it are asked for: three times as many.
 MOST_CANDIDATES = 1000
+_GROWTH = 8  # times as many are tried where suppression leaves too few
+# Ends that: bounds the time where a threshold of 0 lets every region through with every label.
+_LAST = 64_000
 
 Floats = NDArray[np.float32]
 
@@ -29,7 +33,7 @@ class Rules:
 
     @property
     def candidates(self) -> int:
-        """How many go into suppression."""
+        """How many go into suppression at first."""
         return max(MOST_CANDIDATES, 3 * self.max_detections)
 
     def of(self, columns: NDArray[np.int64]) -> Rules:
@@ -69,22 +73,43 @@ def within(boxes: Floats, size: tuple[int, int]) -> tuple[Floats, NDArray[np.int
     return (cut, rows) if len(rows) == len(cut) else (cut[rows], rows)
 
 
-def choose(logits: Floats, boxes: Floats, objectness: Floats | None, rules: Rules) -> Candidates:
+def find(
+    look: Callable[[int], Candidates], names: tuple[str, ...], size: tuple[int, int], rules: Rules
+) -> Detections:
+    """The detections of a picture of (H, W) pixels, best first.
+
+    Args:
+        look: at most so many candidates, the best ones; asked again for more where too few are left of them.
+    """
+    most = rules.candidates
+    while True:
+        found = look(most)
+        result = settle(found, names, size, rules)
+        if len(result) >= rules.max_detections or len(found.scores) < most or most >= _LAST:
+            return result
+        most *= _GROWTH
+
+
+def choose(
+    logits: Floats, boxes: Floats, objectness: Floats | None, rules: Rules, most: int | None = None
+) -> Candidates:
     """The pairs of region and label that reach the label's threshold; of too many the best.
 
     Args:
         logits: (Q, P).
         boxes: (Q, 4) xyxy pixels, cut.
         objectness: (Q,) 0-1; needed where the rules multiply by it.
+        most: that are too many; None: as many as the rules say.
     """
+    most = most or rules.candidates
     if rules.objectness and objectness is not None:
         values, least = _sigmoid(logits) * objectness[:, None], rules.thresholds
     else:  # compared as logits, so that the sigmoid is taken of the few
         values, least = np.ascontiguousarray(logits), _logit(rules.thresholds)
     passes = values >= least
     count = np.count_nonzero(passes)
-    if count > rules.candidates:
-        chosen = best_of(values, rules.candidates, None if count == values.size else passes)
+    if count > most:
+        chosen = best_of(values, most, None if count == values.size else passes)
     else:
         chosen = np.flatnonzero(passes)
     found = values.ravel()[chosen]
@@ -93,7 +118,7 @@ def choose(logits: Floats, boxes: Floats, objectness: Floats | None, rules: Rule
 
 
 def settle(found: Candidates, names: tuple[str, ...], size: tuple[int, int], rules: Rules) -> Detections:
-    """Suppress what a better box covers: the detections of a picture of (H, W) pixels, best first."""
+    """Suppress what a better box covers, and put the best first."""
     kept = nms(
         found.boxes, found.scores, found.labels, rules.nms_iou, rules.class_agnostic, rules.max_detections
     )

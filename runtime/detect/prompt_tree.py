@@ -63,6 +63,22 @@ def parse_prompts(text: str) -> PromptTree:
     return _Parser(text).whole()
 
 
+def typed_prompts(text: str) -> list[str] | str:
+    """Prompts as people type them: "a cat, a dog", or one a line (# starts a comment). With brackets, as `parse_prompts` takes them.
+
+    Raises:
+        InputError: none.
+    """
+    text = text.strip()
+    if "[" in text:
+        return text if text.startswith("[") else f"[{text}]"
+    lines = [line.split("#")[0] for line in text.splitlines()]
+    found = [part.strip() for line in lines for part in line.split(",") if part.strip()]
+    if not found:
+        raise InputError("prompts: expected one or more, separated by commas or lines; got none.")
+    return found
+
+
 class _Parser:
     """By recursive descent: list = "[" item {"," item} "]"; item = label [list]."""
 

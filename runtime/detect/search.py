@@ -13,7 +13,7 @@ from edgeclip.errors import InputError
 from edgeclip.runtime import stages
 from edgeclip.runtime.detect.asked import Vocabulary
 from edgeclip.runtime.detect.nested import search_within
-from edgeclip.runtime.detect.postprocess import Candidates, Rules, choose, settle
+from edgeclip.runtime.detect.postprocess import Candidates, Rules, choose, find
 from edgeclip.runtime.detect.proposals import Regions
 from edgeclip.runtime.detect.tiling import Tiling, is_cut, merge
 from edgeclip.runtime.detections import Detections
@@ -91,18 +91,20 @@ class Search:
         return self._settle(seen, self.vocabulary.tree.columns)
 
     def _settle(self, seen: Regions, columns: Columns) -> Detections:
-        return settle(self._choose(seen, columns), self.vocabulary.names, seen.size, self.rules)
+        return find(
+            lambda most: self._choose(seen, columns, most), self.vocabulary.names, seen.size, self.rules
+        )
 
-    def _choose(self, seen: Regions, columns: Columns) -> Candidates:
-        """What reaches the thresholds of the labels in these columns."""
+    def _choose(self, seen: Regions, columns: Columns, most: int | None = None) -> Candidates:
+        """What reaches the thresholds of the labels in these columns; of too many the best."""
         if "logits" in seen.rows:  # of a graph that takes more prompts than there are labels, the first
             logits = np.asarray(seen.rows["logits"][:, : len(self.vocabulary.names)], np.float32)
         else:
             assert self.vocabulary.vectors is not None
             logits = seen.proposals("", copy=False).logits(self.vocabulary.vectors)
         if columns is None:
-            return choose(logits, seen.boxes, seen.objectness, self.rules)
-        found = choose(logits[:, columns], seen.boxes, seen.objectness, self.rules.of(columns))
+            return choose(logits, seen.boxes, seen.objectness, self.rules, most)
+        found = choose(logits[:, columns], seen.boxes, seen.objectness, self.rules.of(columns), most)
         return replace(found, labels=columns[found.labels])
 
     def _decode(self, image: Picture, color: Color, where: str) -> Pixels:

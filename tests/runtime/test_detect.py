@@ -21,12 +21,14 @@ from edgeclip.runtime import stages
 from edgeclip.runtime.detect import postprocess, proposals
 from edgeclip.runtime.detect.nms import iou_matrix
 from edgeclip.runtime.detect.postprocess import MOST_CANDIDATES, Rules, choose, settle, within
+from edgeclip.runtime.detect.proposals import Proposals
 from edgeclip.runtime.labels import LabelPack
 from edgeclip.runtime.model import Model
 from tests.mutants import broken
 from tests.runtime import toy
 from tests.runtime.detectors import (
     CROP,
+    MODEL_ID,
     PAD,
     SQUASH,
     box_of,
@@ -468,6 +470,23 @@ def test_of_too_many_candidates_the_best_go_on(multiply: bool) -> None:
     # saturated logits: of equal ones the first
     found = choose(np.full((800, 4), 50, np.float32), boxes, np.ones(800, np.float32), rules)
     assert found.labels.tolist() == [0, 1, 2, 3] * 250
+
+
+def test_a_thousand_regions_on_one_thing_do_not_hide_another(plain: Bundle) -> None:
+    boxes = np.tile(np.array([[10, 10, 90, 90]], np.float32), (9001, 1))
+    boxes[-1] = [0, 0, 5, 5]
+    seen = Proposals(
+        boxes=boxes,
+        embeddings=np.tile(np.array([[1, 0, 0, 0]], np.float32), (9001, 1)),
+        logit_scales=np.append(np.full(9000, 4.0), 1.0).astype(np.float32),
+        logit_biases=np.zeros(9001, np.float32),
+        objectness=None,
+        size=(100, 100),
+        model_id=MODEL_ID,
+    )
+    with load(plain, threads=1) as model:
+        found = model.detect_in(seen, ["red"], threshold=0.5)
+    assert found.boxes.tolist() == [[10, 10, 90, 90], [0, 0, 5, 5]]
 
 
 def test_what_is_no_number_is_not_found() -> None:
