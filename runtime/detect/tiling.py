@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,10 +83,8 @@ def merge(
 
     A cut box loses to a whole one, however much better its score: where the two overlap as for suppression, or where it is a piece of it.
     """
-    boxes, scores, labels = (
-        np.concatenate([getattr(found, name) for found, _ in parts]) for name in ("boxes", "scores", "labels")
-    )
-    cut = np.concatenate([part for _, part in parts])
+    thinned = [_thinned(found, cut, rules) for found, cut in parts]
+    boxes, scores, labels, cut = (np.concatenate(rows) for rows in zip(*thinned, strict=True))
     if len(scores) > _SHARE * rules.candidates:
         best = best_of(scores, _SHARE * rules.candidates)
         boxes, scores, labels, cut = boxes[best], scores[best], labels[best], cut[best]
@@ -98,3 +97,10 @@ def merge(
     kept = np.concatenate([whole, pieces[~covered.any(axis=1)]])
     kept = kept[np.argsort(-scores[kept], kind="stable")][: rules.max_detections]
     return Detections(boxes[kept], scores[kept], labels[kept], names, size)
+
+
+def _thinned(found: Candidates, cut: NDArray[np.bool_], rules: Rules) -> tuple[NDArray[Any], ...]:
+    """-> boxes, scores, labels, cut: a tile's own, whole and cut ones suppressed apart, so that one large thing does not fill the list."""
+    kinds = cut + 2 * (np.zeros_like(found.labels) if rules.class_agnostic else found.labels)
+    kept = nms(found.boxes, found.scores, kinds, rules.nms_iou)
+    return found.boxes[kept], found.scores[kept], found.labels[kept], cut[kept]

@@ -311,3 +311,12 @@ def test_a_cut_box_never_suppresses_a_whole_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tiling, "merge", broken(merge, "scores.astype(np.float64) + ~cut", "scores"))
     with pytest.raises(AssertionError):
         check()
+
+
+def test_one_large_thing_in_every_tile_does_not_hide_a_small_one() -> None:
+    def part(boxes: list[list[float]], score: float) -> tuple[Candidates, np.ndarray]:
+        scores, labels = np.full(len(boxes), score, np.float32), np.zeros(len(boxes), np.int64)
+        return Candidates(np.array(boxes, np.float32), scores, labels), np.zeros(len(boxes), bool)
+
+    parts = [part([[20, 20, 90, 90]] * 1000, 0.9)] * 4 + [part([[0, 0, 9, 9]], 0.5)]
+    assert merge(parts, ("a",), (100, 100), RULES).boxes.tolist() == [[20, 20, 90, 90], [0, 0, 9, 9]]
