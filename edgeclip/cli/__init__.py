@@ -33,6 +33,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "triton": "edgeclip.cli.triton",
     "classify": "edgeclip.cli.classify",
     "detect": "edgeclip.cli.detect",
+    "demo": "edgeclip.cli.demo",
     "codecs": "edgeclip.cli.codecs",
     "embed": "edgeclip.cli.embed",
     "search": "edgeclip.cli.search",

@@ -22,14 +22,9 @@ WATCH_S = 0.3  # between two looks at the file of `--watch`, or at the terminal
 
 def parse_prompts(text: str) -> Any:
     """Prompts as they are typed: 'a cat, a dog', one a line (# starts a comment), or nested in [brackets]."""
-    text = text.strip()
-    if text.startswith("["):
-        return text
-    lines = [line.split("#")[0] for line in text.splitlines()]
-    found = [part.strip() for line in lines for part in line.split(",") if part.strip()]
-    if not found:
-        raise InputError("prompts: expected one or more, separated by commas or lines; got none.")
-    return found
+    from edgeclip.runtime.detect.prompt_tree import typed_prompts  # late: numpy
+
+    return typed_prompts(text)
 
 
 @contextlib.contextmanager
