@@ -33,7 +33,8 @@ def write_file(path: Path, data: bytes | memoryview | str, *, private: bool = Fa
         InputError: the place cannot be written, or the disk is full.
     """
     with _writing(path):
-        _write(path, data.encode() if isinstance(data, str) else data, private)
+        # a file name that is no Unicode: what stands for its bytes is JSON's own escape
+        _write(path, data.encode(errors="backslashreplace") if isinstance(data, str) else data, private)
 
 
 @contextlib.contextmanager

@@ -199,6 +199,8 @@ def _check(
     """Refuse options that do not go together."""
     if bool(pictures) == bool(stream.sources):
         raise click.UsageError("Expected PICTURES or --source, and not both.")
+    if any("://" in picture for picture in pictures):  # not repeated: it may hold a password
+        raise click.UsageError("PICTURES are files, folders and globs; for an address, pass --source.")
     if pack and texts:
         raise click.UsageError(
             "--pack brings its own labels and templates; drop --prompts, --labels, --label and --template."

@@ -48,10 +48,14 @@ class Outputs(contextlib.ExitStack):
             self._lines.write({"path": path, **found.to_dict()})
         stem = self._stem(path) if self._drawn or self._form == "yolo" else ""
         if self._drawn is not None:
+            from edgeclip.runtime.video.sinks import not_among
+
+            not_among(path, self._drawn)
             write_file(self._drawn / f"{stem}.jpg", _annotated(path, found))
         if self._form == "yolo" and self._place is not None:
             if len(self._used) == 1:
-                write_file(self._place / "classes.txt", "".join(f"{label}\n" for label in found.labels))
+                names = [" ".join(label.split()) for label in found.labels]  # one a line, whatever is in it
+                write_file(self._place / "classes.txt", "".join(f"{name}\n" for name in names))
             write_file(self._place / f"{stem}.txt", found.to_yolo(scores=True))
         elif self._form == "coco":
             self._coco.append((path, found))

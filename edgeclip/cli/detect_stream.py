@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ import click
 
 from edgeclip.cli.common import notes, say
 from edgeclip.cli.live_prompts import changes, parse_prompts, watched
+from edgeclip.errors import InputError
 
 if TYPE_CHECKING:
     from edgeclip.runtime.model import Model
@@ -224,6 +226,9 @@ class Outputs:
         path = Path(cast("str", self._stream.save))
         if len(self._stream.sources) > 1:
             path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        for source in self._stream.sources:
+            if path.is_file() and path.resolve() == Path(source).resolve():
+                raise InputError(f"--save {path}: is the source itself. Expected another place.")
         return self._own(open_sink(str(path), self._session.fps(number)))
 
     def _own(self, output: T) -> T:
@@ -283,6 +288,6 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     if value is None:
         return None
     width, _, height = value.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+    if not re.fullmatch(r"0*[1-9]\d{0,4}x0*[1-9]\d{0,4}", value.lower(), re.ASCII):
         raise click.BadParameter(f"expected WIDTHxHEIGHT in pixels, e.g. 1280x720, got {value!r}.")
     return int(width), int(height)

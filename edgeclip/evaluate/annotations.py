@@ -149,7 +149,7 @@ def read_annotations(path: Path) -> Annotations:
     areas = boxes.xywh[:, 2] * boxes.xywh[:, 3]
     for i, row in enumerate(rows):
         if "area" in row:
-            areas[i] = _number(path, f"annotations[{i}].area", row["area"])
+            areas[i] = number_of(path, f"annotations[{i}].area", row["area"])
     crowd = np.array([bool(row.get("iscrowd", 0)) for row in rows], bool)
     return Annotations(path, images, categories, boxes, areas, crowd, lvis)
 
@@ -162,7 +162,7 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}). Expected annotations in JSON."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON ({error}). Copy or export it again.") from error
 
 
@@ -200,7 +200,7 @@ def boxes_of(
         box = row.get("bbox")
         if not isinstance(box, list) or len(box) != 4:
             raise InputError(f"{path}: {place}.bbox: expected [left, top, width, height], got {box!r:.60}.")
-        box = [_number(path, f"{place}.bbox", value) for value in box]
+        box = [number_of(path, f"{place}.bbox", value) for value in box]
         if box[2] < 0 or box[3] < 0:
             raise InputError(
                 f"{path}: {place}.bbox: expected a width and height of 0 or more, got {box}. It is no xyxy."
@@ -231,10 +231,16 @@ def _image(path: Path, i: int, image: Any, lvis: bool) -> Image:
         if not _whole(side) or side < 1:
             raise InputError(f'{where}: expected "height" and "width" in pixels, got {side!r:.40}.')
     absent, partial = (
-        tuple(image.get(key, ())) if lvis else ()
+        _ids(where, key, image.get(key, [])) if lvis else ()
         for key in ("neg_category_ids", "not_exhaustive_category_ids")
     )
     return Image(image["id"], name, (image["height"], image["width"]), absent, partial)
+
+
+def _ids(where: str, key: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(map(_whole, value)):
+        raise InputError(f"{where}.{key}: expected a list of categories' ids, got {value!r:.60}.")
+    return tuple(value)
 
 
 def _category(path: Path, i: int, category: Any, lvis: bool) -> Category:
@@ -245,10 +251,10 @@ def _category(path: Path, i: int, category: Any, lvis: bool) -> Category:
         raise InputError(f'{where}: expected a "name", got {category.get("name")!r:.40}.')
     if not lvis:
         return Category(category["id"], category["name"])
-    groups = {letter: group for group, letter in LVIS.items()}
-    if category["frequency"] not in groups:
+    group = next((name for name, letter in LVIS.items() if letter == category["frequency"]), None)
+    if group is None:
         raise InputError(f'{where}.frequency: expected "r", "c" or "f", got {category["frequency"]!r:.40}.')
-    return Category(category["id"], category["name"], groups[category["frequency"]])
+    return Category(category["id"], category["name"], group)
 
 
 def _check_unique(path: Path, what: str, values: list[Any]) -> None:
@@ -258,10 +264,12 @@ def _check_unique(path: Path, what: str, values: list[Any]) -> None:
 
 
 def _whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def _number(path: Path, where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+def number_of(path: Path, where: str, value: Any) -> float:
+    """Raises InputError: `value` is no finite number."""
+    # up to what float32 holds, as pictures' boxes are; NaN is not below it either
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e38:
         raise InputError(f"{path}: {where}: expected a finite number, got {value!r:.40}.")
     return float(value)

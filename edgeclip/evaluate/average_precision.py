@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError, MissingExtraError
-from edgeclip.evaluate.annotations import Annotations, Boxes, boxes_of, read_json
+from edgeclip.evaluate.annotations import Annotations, Boxes, boxes_of, number_of, read_json
 
 _RESAMPLES = 200  # of the interval: its ends then move by a tenth of its width from seed to seed
 # pictures x classes up to which the interval is made: 1 us each and draw, 8 s in all
@@ -58,15 +58,8 @@ def read_found(path: Path, annotations: Annotations) -> Found:
             f"{path}: expected COCO results, a list of objects with image_id, category_id, bbox and score."
         )
     boxes = boxes_of(path, "results", rows, annotations.images, annotations.categories)
-    scores = np.array([_score(path, i, row) for i, row in enumerate(rows)], np.float64)
-    return Found(boxes, scores)
-
-
-def _score(path: Path, i: int, row: dict[str, Any]) -> float:
-    value = row.get("score")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise InputError(f"{path}: results[{i}].score: expected a finite number, got {value!r:.40}.")
-    return float(value)
+    scores = [number_of(path, f"results[{i}].score", row.get("score")) for i, row in enumerate(rows)]
+    return Found(boxes, np.array(scores, np.float64))
 
 
 @dataclass(frozen=True)

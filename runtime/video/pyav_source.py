@@ -43,7 +43,8 @@ class PyAVSource:
         try:
             self._container = av.open(target, options=dict(options), timeout=timeout_s)
         except self._failures as error:
-            raise InputError(f"{name}: cannot be opened as a video ({_reason(error)}).") from error
+            # no cause: its text, in a traceback, is the address with its password
+            raise InputError(f"{name}: cannot be opened as a video ({_reason(error)}).") from None
         if not self._container.streams.video:
             self._container.close()
             raise InputError(f"{name}: holds no video track.")
@@ -86,7 +87,7 @@ class PyAVSource:
         except self._failures as error:
             found, reason = None, _reason(error)
             if not self.live:
-                raise SourceLost(f"{self.name}: damaged after {self._number} frames ({reason}).") from error
+                raise SourceLost(f"{self.name}: damaged after {self._number} frames ({reason}).") from None
         self._number += found is not None
         if found is None and self.live:
             raise SourceLost(f"{self.name}: no frame came ({reason}).")
@@ -98,4 +99,4 @@ class PyAVSource:
 def _reason(error: BaseException) -> str:
     if type(error).__name__ == "ExitError":  # how FFmpeg names a timeout of ours
         return "nothing came in time"
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or type(error).__name__

@@ -116,16 +116,22 @@ class PictureSink:
             raise InputError(f"{folder}: cannot be made ({error.strerror}). Choose another place.") from error
 
     def write(self, frame: Frame, image: Image) -> None:
-        """Write one picture. Raises InputError."""
+        """Write one picture. Raises InputError: it cannot be written, or would lie among the pictures of the source."""
+        if frame.picture:
+            not_among(frame.name, self._folder)
         stem = Path(frame.name).stem if frame.picture else f"frame-{frame.number:06d}"
         if frame.picture:
             stem = (
                 stem if stem not in self._used else f"{stem}-{frame.number}"
             )  # folders below may repeat names
             self._used.add(stem)
-        place = self._folder / f"{stem}.jpg"
+        place, scratch = self._folder / f"{stem}.jpg", self._folder / f".{stem}.jpg"
         try:
-            Pillow.fromarray(image).save(place, quality=92)
+            try:
+                Pillow.fromarray(image).save(scratch, quality=92)
+                scratch.replace(place)  # whoever looks into the folder meanwhile sees whole pictures
+            finally:
+                scratch.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{place}: cannot be written ({error.strerror or error}).") from error
 
@@ -152,7 +158,8 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         if self._stream is not sys.stdout:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # a line that was refused is told; closing tries it once more
+                self._stream.close()
 
 
 class Window:
@@ -177,6 +184,14 @@ class Window:
     def close(self) -> None:
         """Close it."""
         cv2.destroyWindow(self._title)
+
+
+def not_among(picture: str, folder: Path) -> None:
+    """Raises InputError: the folder for annotated copies is the picture's own, where a copy would take its place."""
+    if Path(picture).resolve().parent == folder.resolve():
+        raise InputError(
+            f"{folder}: holds {picture} itself. Expected another folder for the annotated copies."
+        )
 
 
 def fitted(image: Image, size: tuple[int, int]) -> Image:
@@ -261,6 +276,7 @@ def _open_text(path: str) -> IO[str]:
         return sys.stdout
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return Path(path).open("w", encoding="utf-8")
+        # a file name that is no Unicode: what is written for its bytes is JSON's own escape
+        return Path(path).open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error

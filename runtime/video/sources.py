@@ -6,7 +6,6 @@ import glob
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from edgeclip.errors import InputError
 from edgeclip.files import PICTURE_SUFFIXES
@@ -19,6 +18,8 @@ FORMS = (
     "a picture, a folder of pictures, a glob, a video file, a camera (0, /dev/video0, csi://0), "
     f"a URL ({', '.join(f'{scheme}://' for scheme in SCHEMES)}) or a GStreamer pipeline that ends in appsink"
 )
+# names of what must not be shown: ?pwd= of an address, user-pw= of rtspsrc
+_SECRET = r"[\w-]*(?:pass\w*|pwd|pw|secret|token|key|auth)"
 
 
 def open_source(
@@ -49,8 +50,10 @@ def open_source(
 
 
 def shown(text: str) -> str:
-    """The text without a password, for messages and reports."""
-    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", text)
+    """The text without a password, for messages and reports: one in an address, its query, or a property of an element."""
+    # to the last @: a / of the password's own does not end it
+    text = re.sub(r"(://[^:/@\s]*):(?!\d+/)\S*@", r"\1:***@", text)
+    return re.sub(rf"(?i)\b({_SECRET}\s*=\s*)(\"[^\"]*\"|[^&\s]+)", r"\1***", text)
 
 
 def _open(
@@ -61,16 +64,18 @@ def _open(
     size: tuple[int, int] | None,
     timeout_s: float,
 ) -> FrameSource:
+    if not text.strip():
+        raise InputError(f"source: expected {FORMS}, got an empty text.")
     if " ! " in text:
         return _pipeline(text, text, live=None)
-    if text.isdecimal() or text.startswith("/dev/video"):
+    if re.fullmatch(r"\d{1,9}", text) or text.startswith("/dev/video"):
         return _camera(text, size)
     if "://" in text:
-        scheme = urlsplit(text).scheme.lower()
+        scheme = text.partition("://")[0].lower()
         if scheme == "csi":
             sensor = text[len("csi://") :]
             if not sensor.isdecimal():
-                raise InputError(f"{text}: expected csi:// and the sensor's number, e.g. csi://0.")
+                raise InputError(f"{shown(text)}: expected csi:// and the sensor's number, e.g. csi://0.")
             return _pipeline(text, pipelines.csi(int(sensor), size or (1280, 720)))
         if scheme not in SCHEMES:
             raise InputError(f"{shown(text)}: unknown kind of address {scheme!r}. Expected {FORMS}.")

@@ -146,6 +146,8 @@ def test_what_is_written(detect: Any, shots: Path, tmp_path: Path) -> None:
     assert read.names == ["red", "green"]
     np.testing.assert_allclose(read.boxes[0], [22, 14, 34, 26], atol=1e-3)
     assert Detections.from_yolo((out / "yolo/a-2.txt").read_text(), labels, (64, 64)).names == ["blue"]
+    assert detect("--label", "red\ncup", "--format", "yolo", "-o", out / "lines").code == 0
+    assert (out / "lines/classes.txt").read_text() == "red cup\n"
     piped = detect("--labels", "red", "--jsonl", "-")
     assert next(record.get("path", "") for record in piped.records) == str(shots / "a.png")
 
@@ -164,6 +166,7 @@ def test_what_is_written(detect: Any, shots: Path, tmp_path: Path) -> None:
         (["--label", "red", "--tile", "640:2"], "tile: expected a size of 1 pixel or more"),
         (["--label", "red", "--format", "coco"], "--format and -o go together"),
         (["--label", "red", "--show"], "--show, --track and --watch are for --source"),
+        (["--label", "red", "--save", "SHOTS"], "a.png itself. Expected another folder"),
         (["--label", "red", "--source", "0"], "Expected PICTURES or --source, and not both"),
         (["--label", "red", "--json", "--jsonl", "-"], "--json and --jsonl - are the same"),
         (
@@ -178,7 +181,8 @@ def test_what_is_written(detect: Any, shots: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused_in_one_line(arguments: list[str], message: str, detect: Any, shots: Path) -> None:
-    said = detect(*arguments, pictures=shots / "a.png")
+    given = [shots if word == "SHOTS" else word for word in arguments]
+    said = detect(*given, pictures=shots / "a.png")
     assert said.code == 2
     assert message in said.line
 

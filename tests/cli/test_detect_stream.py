@@ -229,6 +229,11 @@ def test_prompts_typed_at_a_terminal(
         (["--source", "CLIP", "--prompts", "red", "--save", "a.xyz"], "a.xyz: cannot save as .xyz"),
         (["--source", "CLIP", "--watch", "nowhere.txt"], "--watch nowhere.txt: cannot read the file"),
         (["--source", "CLIP", "--prompts", "red", "--camera-size", "big"], "expected WIDTHxHEIGHT in pixels"),
+        (["--source", "CLIP", "--prompts", "red", "--save", "CLIP"], "crossing.mp4: is the source itself"),
+        (["--source", "", "--prompts", "red"], "got an empty text"),  # an unset variable: not the current folder
+        (["--source", "9" * 20, "--prompts", "red"], "no such source"),
+        (["--source", "rtsp://a:secret@[::1/1", "--prompts", "red"], "rtsp://a:***@[::1/1: cannot be opened"),
+        (["rtsp://a:secret@127.0.0.1:9/1", "--prompts", "red"], "for an address, pass --source"),
         (["--source", "CLIP", "--prompts", "red", "--decoder", "jetson"], "built without GStreamer"),
         (["--source", "CLIP", "--prompts", "red", "--show"], "--show: this OpenCV has no windows"),
         (["--source", "rtsp://a:secret@127.0.0.1:9/1", "--prompts", "red"], "rtsp://a:***@127.0.0.1:9/1: cannot be opened"),

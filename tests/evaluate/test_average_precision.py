@@ -348,8 +348,11 @@ def broken(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         (lambda d: d["annotations"][0].update(bbox=[9, 9, -1, 3]), "a width and height of 0 or more"),
         (lambda d: d["annotations"][0].update(bbox=[9, 9, float("nan"), 3]), "expected a finite number, got nan"),
         (lambda d: d["annotations"][0].update(area="big"), r"annotations\[0\].area: expected a finite number"),
+        (lambda d: d["annotations"][0].update(area=10**400), r"annotations\[0\].area: expected a finite number"),
+        (lambda d: d["annotations"][0].update(bbox=[9, 9, 1e39, 3]), r"annotations\[0\].bbox: expected a finite"),
+        (lambda d: d["images"][1].update(id=2**63), r'images\[1\]: expected an object with an integer "id"'),
     ],
-    ids=range(18),
+    ids=range(21),
 )  # fmt: skip
 def test_annotations_that_are_refused(change: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as refusal:
@@ -364,6 +367,9 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(InputError, match=r"bad\.json: no JSON"):
         read_annotations(tmp_path / "bad.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.json: no JSON"):
+        read_annotations(tmp_path / "deep.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"bytes\.json: no JSON"):
         read_annotations(tmp_path / "bytes.json")
@@ -388,9 +394,16 @@ def test_lvis_names_its_pictures_by_their_address(tmp_path: Path) -> None:
     annotations = read(tmp_path, data)
     assert annotations.images[2].name == "2.jpg"
     assert annotations.groups == ("rare", "common", "frequent")
-    data["categories"][0]["frequency"] = "x"
-    with pytest.raises(InputError, match=r'categories\[0\].frequency: expected "r", "c" or "f"'):
-        read(tmp_path, data)
+    for value in ("x", []):
+        data["categories"][0]["frequency"] = value
+        with pytest.raises(InputError, match=r'categories\[0\].frequency: expected "r", "c" or "f"'):
+            read(tmp_path, data)
+    for value in (None, [[1]]):
+        data["images"][0]["neg_category_ids"] = value
+        with pytest.raises(
+            InputError, match=r"images\[0\].neg_category_ids: expected a list of categories' ids"
+        ):
+            read(tmp_path, data)
 
 
 def test_the_extra_is_named_when_it_is_missing(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:

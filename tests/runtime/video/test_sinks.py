@@ -147,15 +147,36 @@ def test_pictures_keep_their_names(tmp_path: Path) -> None:
     image = cv2.imread(str(tmp_path / "out" / "frame-000012.jpg"))
     assert image is not None
     assert image[24, 40, 2] > 200 > 60 > image[24, 40, 0]
+    with pytest.raises(InputError, match=r"out: holds .*cat\.png itself"):
+        sink.write(frame(2, 0, str(tmp_path / "out" / "cat.png"), picture=True), drawn(0))
+
+
+def test_a_picture_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fills_the_disk(self: object, place: Path, **_: object) -> None:
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sinks.Pillow.Image, "save", fills_the_disk)
+    with pytest.raises(InputError, match=r"frame-000000\.jpg: cannot be written \(No space left"):
+        PictureSink(tmp_path).write(frame(0, 0), drawn(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_lines_that_do_not_fit_name_their_file() -> None:
+    sink = JsonLines("/dev/full")
+    with pytest.raises(InputError, match=r"/dev/full: cannot be written \(No space left"):
+        sink.write({"frame": 0})
+    sink.close()  # or its own error, without a name, would be told instead
 
 
 def test_lines_can_be_followed_while_they_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sink = JsonLines(str(tmp_path / "new" / "out.jsonl"))
-    sink.write({"frame": 0, "label": "猫"})
+    sink.write({"frame": 0, "label": "猫", "path": "\udcff.png"})  # a name that is no Unicode
     text = (tmp_path / "new" / "out.jsonl").read_text(encoding="utf-8")
-    assert text == '{"frame": 0, "label": "猫"}\n'
+    assert text == '{"frame": 0, "label": "猫", "path": "\\udcff.png"}\n'
     sink.close()
     stdout = JsonLines("-")
     stdout.write({"label": "猫"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -259,10 +260,18 @@ def test_passwords_are_hidden() -> None:
     assert shown("rtsp://me:p@ss:w@cam/1") == "rtsp://me:***@cam/1"
     assert shown("rtsp://cam:554/1") == "rtsp://cam:554/1"
     assert shown("http://me@cam/1") == "http://me@cam/1"
-    source = "rtspsrc location=rtsp://me:secret@cam ! appsink"
-    with pytest.raises(InputError) as error:
-        open_source(source)
-    assert "secret" not in str(error.value)
+    assert shown("rtsp://cam:554/a@b") == "rtsp://cam:554/a@b"
+    assert shown("http://cam/v.cgi?user=me&pwd=secret&fps=5") == "http://cam/v.cgi?user=me&pwd=***&fps=5"
+    for source, options in (
+        ("rtspsrc location=rtsp://me:secret@cam ! appsink", {}),
+        ('rtspsrc location=rtsp://cam user-pw="my secret" ! appsink', {}),
+        ("rtsp://me:my/secret@127.0.0.1:1/1", {}),  # as it is typed, where %2F was meant
+        ("rtsp://me:secret@127.0.0.1:1/1", {"transport": "udp"}),  # PyAV's own error holds the address
+        ("csi://me:secret@0", {}),
+    ):
+        with pytest.raises(InputError) as error:
+            open_source(source, **options)  # type: ignore[arg-type]
+        assert "secret" not in "".join(traceback.format_exception(error.value))
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
