@@ -31,7 +31,11 @@ On a device elsewhere, with the camera of this machine's browser:
 @click.option("--prompts", default="", help="What stands in the page's field to begin with.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any that is free."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port to listen at; 0 takes any that is free.",
 )
 @click.option("--no-browser", is_flag=True, help="Print the address only.")
 @model_options

@@ -52,7 +52,7 @@ class Query:
     threshold: float | None = None  # None: the label's own, or the bundle's
     nms_iou: float | None = None
     class_agnostic: bool | None = None
-    like: tuple[str, ...] = ()  # labels of the page's examples that are still looked for
+    like: tuple[str, ...] = ()  # labels of the page's examples that are looked for
     box: tuple[float, ...] | None = None  # of /example, xyxy pixels
     label: str = ""  # of /example
 
@@ -182,6 +182,8 @@ class Asking:
                     f"{self._model.manifest.name}: this model finds nothing by example. Type prompts."
                 )
             if len(page.examples) >= MOST_EXAMPLES:
+                page.examples = {name: page.examples[name] for name in query.like if name in page.examples}
+            if len(page.examples) >= MOST_EXAMPLES:
                 raise InputError(f"examples: at most {MOST_EXAMPLES}. Remove one.")
             source = picture or page.picture
             if source is None:
@@ -214,22 +216,23 @@ class Asking:
         labels = _labels(query.prompts)
         if lost := [name for name in query.like if name not in page.examples]:
             raise InputError(f"examples: {lost[0]!r} is no longer kept. Remove it, and show it again.")
-        page.examples = {name: page.examples[name] for name in query.like}
+        shown = {name: page.examples[name] for name in query.like}
         options: dict[str, Any] = {
             "threshold": query.threshold, "nms_iou": query.nms_iou, "class_agnostic": query.class_agnostic,
         }  # fmt: skip
-        if labels is None and not page.examples and not self._model.labels:
+        if labels is None and not shown and not self._model.labels:
             raise InputError("prompts: expected what to look for, e.g. a face, a red cup.")
-        if isinstance(labels, str) or not self._keeps or (labels is None and not page.examples):
-            shown = [example for example, _ in page.examples.values()]
-            found = self._model.detect(_picture(page), labels, examples=shown, **options)
+        if isinstance(labels, str) or not self._keeps or (labels is None and not shown):
+            examples = [example for example, _ in shown.values()]
+            found = self._model.detect(_picture(page), labels, examples=examples, **options)
         else:
-            found = self._model.detect_in(self._seen(page), self._pack(labels, page), **options)
+            found = self._model.detect_in(
+                self._seen(page), self._pack(labels, [pack for _, pack in shown.values()]), **options
+            )
         return {**found.to_dict(), "colours": _colours(found)}
 
-    def _pack(self, labels: list[str] | None, page: Page) -> LabelPack:
-        """Texts, whose vectors the model keeps, and examples, whose vectors the page keeps."""
-        packs = [pack for _, pack in page.examples.values()]
+    def _pack(self, labels: list[str] | None, packs: list[LabelPack]) -> LabelPack:
+        """Texts, whose vectors the model keeps, and the packs of examples."""
         if labels is not None:
             packs = [self._model.make_prompts(labels), *packs]
         names = tuple(name for pack in packs for name in pack.labels)
