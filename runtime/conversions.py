@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.runtime.detections import Detections
 
-_OWN = ("class_name", "parents")  # columns of supervision's data that are fields of ours
+# Columns of supervision's data that are fields of ours; "rows" are what parents number, which supervision drops and reorders.
+_OWN = ("class_name", "parents", "rows")
 
 
 def to_supervision(found: Detections) -> Any:
@@ -22,7 +23,7 @@ def to_supervision(found: Detections) -> Any:
         raise MissingExtraError("supervision is not installed. `pip install supervision`.") from error
     data = {"class_name": np.array(found.names, dtype=str), **found.extra}
     if found.parents is not None:
-        data["parents"] = found.parents
+        data |= {"parents": found.parents, "rows": np.arange(len(found))}
     return supervision.Detections(
         xyxy=found.boxes,
         confidence=found.scores,
@@ -57,7 +58,7 @@ def from_supervision(
         label_indices=indices,
         labels=tuple(str(name) for name in names),
         size=(int(size[0]), int(size[1])),
-        parents=None if "parents" not in data else np.asarray(data["parents"], np.int64),
+        parents=None if "parents" not in data else _parents(data["parents"], data.get("rows")),
         track_ids=None if found.tracker_id is None else np.asarray(found.tracker_id, np.int64),
         extra={name: np.asarray(values) for name, values in data.items() if name not in _OWN},
     )
@@ -93,14 +94,15 @@ def from_coco(
     numbers = {category: i for i, category in enumerate(categories)}
     boxes, scores, indices = [], [], []
     for i, row in enumerate(rows):
-        box, category = row.get("bbox"), row.get("category_id")
-        if not isinstance(box, (list, tuple)) or len(box) != 4 or category not in numbers:
+        try:
+            x, y, w, h, score = (float(value) for value in (*row["bbox"], row.get("score", 1.0)))
+            indices.append(numbers[row["category_id"]])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"rows[{i}]: expected a bbox [x, y, w, h] and a category_id of {sorted(numbers)[:5]}..., got {box!r} and {category!r}."
-            )
-        boxes.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
-        scores.append(row.get("score", 1.0))
-        indices.append(numbers[category])
+                f"rows[{i}]: expected a bbox [x, y, w, h] and a category_id of {sorted(numbers)[:5]}..., got {row!r:.120}."
+            ) from error
+        boxes.append([x, y, x + w, y + h])
+        scores.append(score)
     return _sorted(boxes, scores, indices, tuple(categories.values()), size)
 
 
@@ -158,6 +160,13 @@ def _sorted(
         (int(size[0]), int(size[1])),
     )
     return found[np.argsort(-found.scores, kind="stable")]
+
+
+def _parents(numbers: Any, rows: Any) -> NDArray[np.int64]:
+    """Where the rows of these numbers are now; -1: nowhere, or in several places, as where two pictures were merged."""
+    found, places = np.asarray(numbers, np.int64), np.asarray([] if rows is None else rows, np.int64)
+    same = found[:, None] == places
+    return np.where(same.sum(axis=1) == 1, same.argmax(axis=1) if len(places) else -1, -1)
 
 
 def _indices(values: Any, count: int, where: str) -> NDArray[np.int64]:

@@ -84,6 +84,12 @@ def test_supervision_and_back() -> None:
         Detections.from_supervision(found[found.confidence > 0.2]),
         replace(FOUND[:3], parents=np.array([-1, -1, 0])),
     )
+    assert_same(
+        Detections.from_supervision(found[np.array([3, 2])]),
+        FOUND[[3, 2]],
+    )
+    doubled = supervision.Detections.merge([found, found])
+    assert Detections.from_supervision(doubled).parents.tolist() == [-1] * 8  # type: ignore[union-attr]
     none = FOUND[[]]
     assert_same(Detections.from_supervision(none.to_supervision()), none)
     plain = replace(FOUND, parents=None, track_ids=None, extra={})
@@ -130,7 +136,12 @@ def test_coco_and_back() -> None:
         FOUND.to_coco(1, {"a cup": 90, "a face": 1})
     with pytest.raises(InputError, match="category_ids: expected 3, one for each label, got 2"):
         FOUND.to_coco(1, [1, 2])
-    for wrong in ({"bbox": [0, 0, 1], "category_id": 7}, {"bbox": [0, 0, 1, 1], "category_id": 8}, {}):
+    for wrong in (
+        {"bbox": [0, 0, 1], "category_id": 7},
+        {"bbox": [0, 0, 1, 1], "category_id": [7]},
+        {"bbox": [0, 0, 1, 1], "category_id": 8},
+        {},
+    ):
         with pytest.raises(InputError, match=r"rows\[0\]: expected a bbox \[x, y, w, h\] and a category_id"):
             Detections.from_coco([wrong], categories, (30, 40))
 
@@ -182,11 +193,11 @@ def test_yolo_and_back() -> None:
     ("name", "old", "new", "test"),
     [
         ("to_coco", "found.boxes[:, 2:] - found.boxes[:, :2]", "found.boxes[:, 2:]", test_coco_and_back),
-        ("from_coco", "box[0] + box[2], box[1] + box[3]", "box[2], box[3]", test_coco_and_back),
+        ("from_coco", "x + w, y + h", "w, h", test_coco_and_back),
         ("to_yolo", "[found.size[1], found.size[0]]", "[found.size[0], found.size[1]]", test_yolo_and_back),
         ("from_yolo", "cx + w / 2", "cx + w", test_yolo_and_back),
         ("to_supervision", "tracker_id=found.track_ids", "tracker_id=None", test_supervision_and_back),
-        ("from_supervision", 'np.asarray(data["parents"], np.int64)', "None", test_supervision_and_back),
+        ("from_supervision", '_parents(data["parents"], data.get("rows"))', "None", test_supervision_and_back),
     ],
 )  # fmt: skip
 def test_planted_faults_show(
