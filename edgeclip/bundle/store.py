@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from edgeclip.bundle.detectors import check_detector
 from edgeclip.bundle.manifest import FileEntry, Manifest, Variant
 from edgeclip.errors import BundleError, CheckFailed, InputError
 from edgeclip.files import cache_folder, new_folder, sha256_file, write_file
@@ -151,6 +152,7 @@ def _open_folder(root: Path, links_allowed: bool = False) -> Bundle:
     for name, entry in manifest.files.items():
         _check_file(root, name, entry, links_allowed)
     _check_references(manifest, str(file))
+    check_detector(manifest, str(file))
     return Bundle(root.resolve(), manifest, digest)
 
 

@@ -298,6 +298,20 @@ def test_coco_refusals(tmp_path: Path) -> None:
         TrainingError, match="expected COCO's images, annotations and categories; KeyError: 'annotations'"
     ):
         open_regions(str(tmp_path / "x.json"), "")
+    for change, message in [  # files made to break a reader
+        ({"annotations": [{"image_id": [7]}]}, "TypeError: unhashable type"),
+        ({"annotations": [{"image_id": 7, "category_id": {}}]}, "TypeError: unhashable type"),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 1, "bbox": [10**400, 1.5, 3, 4]}]},
+            "no picture with a",
+        ),
+        ({"images": [{"id": 7, "file_name": "x" * 3000}]}, "images: xxx.* is not in"),
+    ]:
+        with pytest.raises(TrainingError, match=message):
+            open_regions(str(coco(tmp_path, **{"images": [{"id": 7, "file_name": "a.jpg"}], **change})), "")
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        open_regions(str(tmp_path / "x.json"), "")
     for name, message in [
         ("none.jsonl", "cannot be read"),
         ("pairs.csv", r"expected boxes in COCO's .json or in .jsonl"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,24 +37,28 @@ def open_regions(location: str, images: str) -> RegionTable:
     path = Path(location)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{location}: cannot be read ({error}).") from error
     try:
         pictures = {picture["id"]: picture for picture in data["images"]}
         names = {category["id"]: str(category["name"]) for category in data.get("categories", [])}
-        annotations = [(row["image_id"], row) for row in data["annotations"]]
+        annotations = [
+            (number, row, names.get(row.get("category_id")))
+            for number, row in enumerate(data["annotations"])
+            if row["image_id"] in pictures
+        ]
         files = [str(picture["file_name"]) for picture in pictures.values()]
     except (KeyError, TypeError, AttributeError) as error:
         raise TrainingError(
             f"{location}: expected COCO's images, annotations and categories; {type(error).__name__}: {error}."
         ) from error
-    return RegionTable(_rows(pictures, names, annotations, _folder(path, images, files), location), location)
+    return RegionTable(_rows(pictures, annotations, _folder(path, images, files), location), location)
 
 
 def _folder(path: Path, images: str, files: Sequence[str]) -> Path:
     tried = [Path(images)] if images else [path.parent, path.parent / "images"]
     for folder in tried:
-        if files and (folder / files[0]).is_file():
+        if files and os.path.isfile(folder / files[0]):  # noqa: PTH113  (Path.is_file raises for a name too long)
             return folder
     raise TrainingError(
         f"images: {files[0] if files else 'no picture'} of {path} is not in {' nor in '.join(map(str, tried))}. "
@@ -63,18 +68,17 @@ def _folder(path: Path, images: str, files: Sequence[str]) -> Path:
 
 def _rows(
     pictures: dict[Any, Any],
-    names: dict[Any, str],
-    annotations: Sequence[tuple[Any, Any]],
+    annotations: Sequence[tuple[int, Any, str | None]],
     folder: Path,
     where: str,
 ) -> Iterator[tuple[str, Path, Sequence[str], list[Named]]]:
     bad, found = BadBoxes(where, log), defaultdict(list)
-    for number, (picture, row) in enumerate(annotations):
+    for number, row, name in annotations:
         if row.get("iscrowd"):
             continue
-        text = next((row[key] for key in PHRASES if key in row), names.get(row.get("category_id")))
+        text = next((row[key] for key in PHRASES if key in row), name)
         if entry := bad.check(_corners(row.get("bbox")), text, f"annotations[{number}] (id {row.get('id')})"):
-            found[picture].append(entry)
+            found[row["image_id"]].append(entry)
     bad.close()
     for key, picture in pictures.items():
         captions = texts_of(next((picture[name] for name in CAPTION_COLUMNS if name in picture), []))
@@ -87,5 +91,5 @@ def _corners(box: Any) -> Any:
     try:
         x, y, width, height = box
         return [x, y, x + width, y + height]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return box

@@ -42,7 +42,7 @@ def _rows(
             continue
         try:
             row: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         row = row if isinstance(row, dict) else {}
         image = next((row[name] for name in IMAGE_COLUMNS if isinstance(row.get(name), str)), "")

@@ -114,9 +114,10 @@ class BadBoxes:
 
 def _wrong(box: Any, text: Any) -> str:
     if not isinstance(box, (list, tuple)) or len(box) != 4 or any(type(x) not in (int, float) for x in box):
-        return f"expected a box of four numbers, got {box!r}"
-    if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
-        return f"expected a box x1 < x2, y1 < y2 of finite pixels, got {box}"
+        return f"expected a box of four numbers, got {box!r:.80}"
+    # float32 holds them; NaN is not below it either
+    if not all(abs(x) < 1e38 for x in box) or box[2] <= box[0] or box[3] <= box[1]:
+        return f"expected a box x1 < x2, y1 < y2 of finite pixels, got {box!r:.80}"
     if not isinstance(text, str) or not text.strip():
-        return f"expected a text, got {text!r}"
+        return f"expected a text, got {text!r:.80}"
     return ""
