@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+# Why a layer of `in_heads` is never made bytes.
+HEAD = "in a detector's head, whose rounding errors would be the boxes' and scores' own"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,30 @@ def convolutions(model: ir.Model) -> list[Convolution]:
         name = str(root(node.inputs[1]).name).removesuffix(".fp16")
         kernel = kernel.astype(np.float32, copy=False)
         found.append(Convolution(name, node, node.inputs[0], kernel, bias, node.outputs[0]))
+    return found
+
+
+def in_heads(model: ir.Model) -> set[ir.Node]:
+    """Nodes from which some of the graph's outputs follow and others do not: a detector's heads. Of one output: none."""
+    every = [_before([value]) for value in model.graph.outputs]
+    shared = every[0].intersection(*every)
+    return {node for nodes in every for node in nodes - shared}
+
+
+def behind_layers(model: ir.Model) -> set[ir.Node]:
+    """Nodes behind the last product with a constant: bias, sigmoid and corners of a box, the norm of an embedding."""
+    layers = {*(layer.node for layer in linears(model)), *(layer.node for layer in convolutions(model))}
+    return _before(list(model.graph.outputs), layers)
+
+
+def _before(values: list[ir.Value], stop: Collection[ir.Node] = ()) -> set[ir.Node]:
+    """The nodes that values follow from, those to stop at left out."""
+    found: set[ir.Node] = set()
+    while values:
+        node = values.pop().producer()
+        if node is not None and node not in found and node not in stop:
+            found.add(node)
+            values += [value for value in node.inputs if value is not None]
     return found
 
 

@@ -16,6 +16,7 @@ from edgeclip.runtime.threads import usable_cores
 
 Array = NDArray[Any]
 _CHUNK = 8  # inputs a call, at most
+_TOKENS = 4800  # a call, at most: attention over the 3,600 of a detector takes 1 GB a picture
 _MEMORY = 256 << 20  # bytes of what is observed in one call: 24 blocks at 577 tokens give 400 MB an input
 
 
@@ -36,13 +37,26 @@ def session(model: ir.Model, *, threads: int | None = None, byte_kernels: bool =
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def at_once(model: ir.Model) -> int:
+    """Inputs a call, at most."""
+    outputs = model.graph.outputs
+    regions = outputs[0].shape[1] if len(outputs) > 1 and outputs[0].shape is not None else 1
+    return max(1, min(_CHUNK, _TOKENS // regions)) if isinstance(regions, int) else _CHUNK
+
+
 def rows(model: ir.Model, inputs: Array, *, threads: int | None = None, batch: int = _CHUNK) -> Array:
-    """(N, D): the graph's first output on its first input, a few inputs a call."""
-    opened = session(model, threads=threads)
+    """(N, D): the graph's first output on its first input."""
+    return outputs_of(model, inputs, threads=threads, batch=batch)[0]
+
+
+def outputs_of(
+    model: ir.Model, inputs: Array, *, threads: int | None = None, batch: int = _CHUNK
+) -> list[Array]:
+    """Every output of a graph on its first input, a few inputs a call, `batch` at most."""
+    opened, batch = session(model, threads=threads), min(batch, at_once(model))
     name = opened.get_inputs()[0].name
-    return np.concatenate(
-        [opened.run(None, {name: inputs[i : i + batch]})[0] for i in range(0, len(inputs), batch)]
-    )
+    parts = [opened.run(None, {name: inputs[i : i + batch]}) for i in range(0, len(inputs), batch)]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def observe(
@@ -54,6 +68,8 @@ def observe(
         names: of values inside the graph; the model itself is left as it was.
         inputs: (N, ...) for its one input.
     """
+    if not names:
+        return
     copy = model.clone()
     inner = {value.name: value for node in copy.graph for value in node.outputs}
     wanted = list(dict.fromkeys(names))
@@ -65,7 +81,7 @@ def observe(
     while start < len(inputs):
         found = opened.run(wanted, {feed: inputs[start : start + size]})
         start += size
-        size = min(max(_MEMORY // (sum(array.nbytes for array in found) // size), 1), _CHUNK)
+        size = min(max(_MEMORY // (sum(array.nbytes for array in found) // size), 1), at_once(model))
         yield dict(zip(wanted, found, strict=True))
 
 

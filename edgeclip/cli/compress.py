@@ -36,8 +36,8 @@ STEADY = 1e-4  # relative distance by which a row may move with its batch before
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle to make.")
 @click.option(
     "--budget", "budgets", multiple=True,
-    help="What may be lost: cosine=0.999, distance=0.05, top1=-0.3 or recall=-0.5 (points). Repeated ones must all hold. "
-    "Default: distance=0.10.",
+    help="What may be lost: cosine=0.999, distance=0.05, top1=-0.3 or recall=-0.5 (points); of a detector also box=0.005 (of the side), "
+    "score=0.02 or agreement=0.95. Repeated ones must all hold. Default: distance=0.10, of a detector also box=0.01 and score=0.02.",
 )  # fmt: skip
 @click.option(
     "--images", type=click.Path(path_type=Path),
@@ -47,7 +47,8 @@ STEADY = 1e-4  # relative distance by which a row may move with its batch before
     "--texts", type=click.Path(path_type=Path), help="File of your texts, one a line. Default: built-in ones."
 )
 @click.option(
-    "--labels", help="Labels of the top-1 figure and of the scores: 'a cat,a dog', or @FILE with one a line."
+    "--labels",
+    help="Labels of the top-1 figure, the scores and the detections: 'a cat,a dog', or @FILE with one a line.",
 )
 @click.option(
     "--labels-from", type=click.Path(path_type=Path),
@@ -58,7 +59,7 @@ STEADY = 1e-4  # relative distance by which a row may move with its batch before
     help="What to try: int8, int8-dynamic, fp16, bf16, fp8, int4; may be repeated. Default: what the aim makes likely.",
 )  # fmt: skip
 @click.option(
-    "--tower", "towers", multiple=True, type=click.Choice(["image", "text"]),
+    "--tower", "towers", multiple=True, type=click.Choice(["image", "text", "detector"]),
     help="Tower that must end compressed; may be repeated. Default: whichever can be.",
 )  # fmt: skip
 @click.option(
@@ -134,11 +135,11 @@ def command(
         try:
             report = compress_bundle(open_bundle(bundle), output, settings=settings, tell=tell)
         except NothingFits as refused:
-            show_curve(refused.points, settings.budgets[0], picture, as_json)
+            show_curve(refused.points, settings.budgets, picture, as_json)
             if as_json:
                 emit({"error": str(refused), "curve": [point.to_dict() for point in refused.points]})
             raise
-    show_curve(report.points, settings.budgets[0], picture, as_json)
+    show_curve(report.points, settings.budgets, picture, as_json)
     if as_json:
         emit(report.to_dict())
     else:
@@ -163,22 +164,34 @@ def _measure_only(bundle: Bundle, threads: int | None, as_json: bool) -> None:
     console().print(f"{target.device}, {target.threads} threads, onnxruntime {target.onnxruntime}")
 
 
-def show_curve(points: Sequence[Point], budget: Budget, picture: Path | None, as_json: bool) -> None:
+def show_curve(
+    points: Sequence[Point], budgets: Sequence[Budget], picture: Path | None, as_json: bool
+) -> None:
     """The trade-off curve, as a table and as a picture."""
-    from edgeclip.export.compress.curve import COLUMNS
+    from edgeclip.export.compress.curve import columns
     from edgeclip.export.compress.picture import draw
     from edgeclip.files import write_file
 
     if picture is not None:
-        write_file(picture, draw(points, budget))
+        write_file(picture, draw(points, budgets))
     if as_json:
         return
     from rich.table import Table
 
-    table = Table(*COLUMNS)
+    boxes = any(point.tower == "detector" for point in points)
+    table = Table(*columns(boxes))
     for point in points:
-        table.add_row(*point.row(), style={"chosen": "green", "refused": "dim"}.get(point.verdict))
+        table.add_row(*point.row(boxes), style={"chosen": "green", "refused": "dim"}.get(point.verdict))
     console().print(table)
+
+
+def _boxes(point: Point) -> str:
+    """What a detector's best regions lost."""
+    figures = point.held_out
+    if figures is None or figures.box is None:
+        return ""
+    same = "" if figures.agreement is None else f", {figures.agreement:.1%} of the detections are fp32's"
+    return f"; corners move by {figures.box:.4f} of the side, scores by {figures.score:.4f}{same}"
 
 
 def print_report(report: CompressReport) -> None:
@@ -191,7 +204,9 @@ def print_report(report: CompressReport) -> None:
         kept = f", {left} layer{'s' * (left > 1)} left in float" if left else ""
         moved = point.batch_change or 0.0
         rows = f"; rows move by {moved:.4f} of a distance with their batch" if moved > STEADY else ""
-        screen.print(f"{tower}: {point.method}{kept}, {point.latency or 'speed not measured'}{rows}")
+        screen.print(
+            f"{tower}: {point.method}{kept}, {point.latency or 'speed not measured'}{rows}{_boxes(point)}"
+        )
     for point in report.points:
         if point.verdict == "unproven":
             screen.print(f"{point.tower}: {point.name} is written last, its speed unproven")

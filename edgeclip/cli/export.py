@@ -163,7 +163,7 @@ def command(
         emit({**report.to_dict(), **({"compress": compressed.to_dict()} if compressed else {})})
         return
     if compressed:
-        show_curve(compressed.points, compressed.budgets[0], None, as_json)
+        show_curve(compressed.points, compressed.budgets, None, as_json)
         print_report(compressed)
     _print(report)
 

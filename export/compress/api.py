@@ -18,10 +18,19 @@ from typing import Any
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import CheckFailed, InputError
-from edgeclip.export.compress.bench import Bench, Candidate, axes_of, computes_in_fp32, reference_rows
-from edgeclip.export.compress.budget import Budget, parse_budgets
+from edgeclip.export.compress.bench import (
+    TOWERS,
+    Bench,
+    Candidate,
+    axes_of,
+    computes_in_fp32,
+    reference_rows,
+)
+from edgeclip.export.compress.budget import KINDS, Budget, of_tower, parse_budgets
 from edgeclip.export.compress.curve import Point, Tower
 from edgeclip.export.compress.data import Data, halves, read_data
+from edgeclip.export.compress.figures import Half, Judge
+from edgeclip.export.compress.heads import heads_alike
 from edgeclip.export.compress.scores import Refit, refit_scores
 from edgeclip.export.compress.target import Target, read_report, this_machine
 from edgeclip.export.compress.tower import Aim, TowerResult, Wish, compress_tower
@@ -43,7 +52,9 @@ TRIED: dict[Aim, tuple[str, ...]] = {
 class CompressSettings:
     """Everything that may be chosen about a compression."""
 
-    budgets: tuple[Budget, ...] = parse_budgets(())  # all must hold
+    budgets: tuple[Budget, ...] = parse_budgets(
+        ()
+    )  # all must hold, of each tower those that `budget.of_tower` says
     methods: tuple[str, ...] = ()  # of precision.METHODS; none: those of TRIED
     towers: tuple[Tower, ...] = ()  # must end compressed; none: whichever can be
     aim: Aim = "speed"
@@ -150,14 +161,19 @@ def compress_bundle(
     _warn(data, settings)
     with steps("run the float towers"):
         references = reference_rows(bundle, data, threads)
-    wish = Wish(settings.budgets, settings.methods or TRIED[settings.aim], settings.aim, settings.unproven)
+    methods = settings.methods or TRIED[settings.aim]
     benches = {
         tower: Bench(
             bundle, tower, data, references, target, threads=threads, time_here=not settings.unproven
         )
         for tower in settings.towers or tuple(references)
     }
-    results = [compress_tower(bench, wish, steps) for bench in benches.values()]
+    wishes = {
+        tower: Wish(of_tower(settings.budgets, tower), methods, settings.aim, settings.unproven)
+        for tower in benches
+    }
+    _check_detections(benches, wishes)
+    results = [compress_tower(bench, wishes[tower], steps) for tower, bench in benches.items()]
     _require(results, settings, output)
     for candidate in (candidate for result in results for candidate in result.chosen):
         if candidate.point.latency is not None and not candidate.point.latency.steady:
@@ -168,19 +184,24 @@ def compress_bundle(
     _require_together(results, benches, settings)
     best = {result.tower: result.chosen[0] for result in results if result.chosen}
     refit = _refit(bundle, benches, best, settings)
+    budgets = tuple(dict.fromkeys(budget for wish in wishes.values() for budget in wish.budgets))
     report = CompressReport(
-        bundle, target, settings.budgets, tuple(results), refit, steps.seconds, _samples(data), data.source
+        bundle, target, budgets, tuple(results), refit, steps.seconds, _samples(data), data.source
     )
     written = [candidate for result in results for candidate in (*result.chosen, *result.unproven)]
-    new = [_variant(benches[found.variant.tower], found, target, refit) for found in written]
-    last = {
-        one.variant.id for one, found in zip(new, written, strict=True) if found.point.verdict == "unproven"
-    }
+    new: list[NewVariant] = []
+    last: set[str] = set()  # what was not proven is nobody's first choice
+    for found in written:
+        made = _variant(benches[found.variant.tower], found, target, refit)
+        every = [made, *heads_alike(bundle, found.variant, made)]
+        new += every
+        last |= {one.variant.id for one in every if found.point.verdict == "unproven"}
     with steps("seal and verify the bundle"):
         derived = derive_bundle(
             bundle, output, new,
             keep=lambda v: not (settings.drop_float and v.tower in best and computes_in_fp32(v)),
-            order=lambda found: sorted(found, key=lambda v: v.id in last),  # what was not proven is nobody's first choice
+            order=lambda found: sorted(found, key=lambda v: v.id in last),
+            files={one.variant.labels: bundle.path(one.variant.labels).read_bytes() for one in new if one.variant.labels},
             record={"compress": report.evidence()},
             overwrite=settings.overwrite, threads=threads,
         )  # fmt: skip
@@ -227,9 +248,10 @@ def _refit(
         return "no image tower was compressed"
     if not (settings.labels or settings.labels_from):
         return "no labels: pass --labels or --labels-from"
-    rows = best["image"].rows
+    rows, judge = best["image"].rows, benches["image"].judge
     assert rows is not None
-    return refit_scores(benches["image"].judge, rows, bundle.manifest)
+    assert isinstance(judge, Judge)
+    return refit_scores(judge, rows, bundle.manifest)
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -254,21 +276,44 @@ def _check(bundle: Bundle, output: Path, settings: CompressSettings) -> None:
     if settings.unproven and not settings.methods:
         raise InputError("--unproven: name what is to be written without proof, e.g. --precision fp8.")
     for tower in settings.towers:
+        if tower not in TOWERS:
+            raise InputError(
+                f"--tower {tower}: only {', '.join(TOWERS)} are compressed. A region encoder's towers are exported with fewer bytes by "
+                "`edgeclip export --store fp16`."
+            )
         if not bundle.manifest.variants_of(tower):
             raise InputError(f"--tower {tower}: {bundle.root} has none.")
-    if any(budget.kind == "top1" for budget in settings.budgets) and not (
-        bundle.manifest.variants_of("image") and bundle.manifest.variants_of("text")
-    ):
+    has = {tower for tower in TOWERS if bundle.manifest.variants_of(tower)}
+    if "detector" not in has and (boxes := [b.kind for b in settings.budgets if KINDS[b.kind].boxes]):
         raise InputError(
-            f"--budget top1: {bundle.root} has one tower only, so that nothing can be classified."
+            f"--budget {boxes[0]}: {bundle.root} has no detector, so that nothing has boxes. Drop it."
+        )
+    if any(budget.kind == "top1" for budget in settings.budgets) and not {"image", "text"} <= has:
+        raise InputError(
+            f"--budget top1: {bundle.root} has no image tower beside a text tower, so that nothing can be classified."
         )
 
 
+def _check_detections(benches: dict[Tower, Bench], wishes: dict[Tower, Wish]) -> None:
+    """Nothing agrees with nothing: a bound on the detections needs some of fp32's."""
+    bench = benches.get("detector")
+    if bench is None or not any(budget.kind == "agreement" for budget in wishes["detector"].budgets):
+        return
+    rows = bench.references["detector"]
+    halves_: tuple[Half, Half] = ("calibration", "held_out")
+    for half in halves_:
+        if bench.judge.figures(rows, half).agreement is None:
+            raise InputError(
+                f"--budget agreement: {bench.plain.id} finds nothing in the {half.replace('_', '-')} pictures. "
+                "Pass --images with pictures of things and --labels with their names."
+            )
+
+
 def _warn(data: Data, settings: CompressSettings) -> None:
-    if data.made_up and data.pixels:
+    if data.made_up and (data.pixels or data.detector):
         log.warning("no --images: scales and figures come from made-up pictures and say little of real ones")
     held_out = len(halves(len(data.pixels["float32"]))["held_out"]) if data.pixels else data.texts // 2
-    for budget in settings.budgets:
+    for budget in settings.budgets if not data.detector or data.pixels else ():
         if budget.kind == "top1" and 100 / held_out > -budget.bound > 0:
             log.warning(
                 "--budget %s: one of the %d held-out pictures is %.1f points; nothing at all may change",
@@ -279,6 +324,8 @@ def _warn(data: Data, settings: CompressSettings) -> None:
 def _samples(data: Data) -> dict[str, int]:
     pictures = len(data.pixels["float32"]) if data.pixels else 0
     counts = {"pictures": pictures, "texts": data.texts}
+    if data.detector:
+        counts["detector_pictures"] = len(data.detector["float32"])
     return {f"{name}_{half}": len(which) for name, n in counts.items() for half, which in halves(n).items()}
 
 
@@ -290,7 +337,7 @@ def _require(results: Sequence[TowerResult], settings: CompressSettings, output:
     points = tuple(point for result in results for point in result.points)
     why = (
         "; ".join(lines)
-        or "the bundle has no image or text tower that gives embeddings, which is what is compressed"
+        or "the bundle has no image or text tower and no detector that gives embeddings, which is what is compressed"
     )
     raise NothingFits(f"{output}: not written. {why}.", points)
 
@@ -305,6 +352,7 @@ def _require_together(
     if budget is None or images is None or texts is None:
         return
     bench = benches["image"]
+    assert isinstance(bench.judge, Judge)
     change = bench.judge.top1(bench.cosines(images, texts, "held_out"), "held_out")
     if not change >= budget.bound:
         raise CheckFailed(

@@ -11,21 +11,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeclip.bundle import Bundle, Variant
+from edgeclip.bundle import Bundle, Detection, Variant
 from edgeclip.errors import EdgeClipError, EngineError
 from edgeclip.export.compress.curve import Point, Tower
 from edgeclip.export.compress.data import Data, halves
 from edgeclip.export.compress.figures import Half, Judge
 from edgeclip.export.compress.latency import compare
+from edgeclip.export.compress.regions import RegionJudge, side_by_side, stand_ins
 from edgeclip.export.compress.search import Group, Layers
 from edgeclip.export.compress.target import LENGTH, Target
 from edgeclip.export.derive import read_graph
 from edgeclip.export.linears import convolutions, linears
-from edgeclip.export.observe import session
+from edgeclip.export.observe import at_once, session
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import METHODS, Method, Request, convert
 from edgeclip.runtime.engines.onnxruntime_session import first_line
-from edgeclip.runtime.fidelity import check_sane, relative_distance
 
 Array = NDArray[Any]
 FLOAT = "float"  # in place of a method: the base as it is
@@ -33,7 +33,7 @@ HALF = ("fp16", "bf16")
 BATCHES = (1, 3, 8)
 HOPELESS = 1e3  # relative distance; two unrelated samples have 1
 PROBES = 4  # calibration samples that a group's sensitivity is measured on
-_CHUNK = 8  # samples a call
+TOWERS: tuple[Tower, ...] = ("image", "text", "detector")  # what is compressed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Candidate:
     model: ir.Model
     reports: tuple[PassReport, ...]
     point: Point
-    rows: Array | None  # (M, D); the calibration half is filled in; None: it does not run here
+    rows: (
+        Array | None
+    )  # (M, D), of a detector (M, Q, C); the calibration half is filled in; None: it does not run here
     opens: bool = True  # in onnxruntime's CPU engine
 
 
@@ -56,7 +58,7 @@ class Graph:
             self._session = session(model, threads=threads, byte_kernels=byte_kernels)
         except Exception as error:  # onnxruntime's errors have no common base
             raise EngineError(f"onnxruntime cannot open it here ({first_line(error)})") from error
-        self._name, self._inputs = self._session.get_inputs()[0].name, inputs
+        self._name, self._inputs, self.most = self._session.get_inputs()[0].name, inputs, at_once(model)
         one = inputs[:1]
         self._one = one if one.ndim > 2 or self._fixed else one[:, :LENGTH]
 
@@ -64,11 +66,14 @@ class Graph:
     def _fixed(self) -> bool:
         return isinstance(self._session.get_inputs()[0].shape[1], int)
 
-    def rows(self, which: Array, batch: int = _CHUNK) -> Array:
-        """(len(which), D) rows of these inputs."""
+    def rows(self, which: Array, batch: int = 0) -> Array:
+        """(len(which), D) rows of these inputs, of a detector (len(which), Q, C); 0: as many a call as memory allows."""
+        batch = batch or self.most
         parts = [which[i : i + batch] for i in range(0, len(which), batch)]
         try:
-            found = [self._session.run(None, {self._name: self._inputs[part]})[0] for part in parts]
+            found = [
+                side_by_side(self._session.run(None, {self._name: self._inputs[part]})) for part in parts
+            ]
         except Exception as error:
             raise EngineError(f"onnxruntime fails to run it here ({first_line(error)})") from error
         return np.concatenate(found)
@@ -82,7 +87,7 @@ class Bench:
     """A tower's float variants, its samples, and the judge of what becomes of them.
 
     Args:
-        tower: "image" or "text".
+        tower: one of TOWERS.
         references: rows of each tower's plain variant, see `reference_rows`.
         time_here: time graphs on this machine; False: the target's report says, or nothing does.
         for_gpu: bytes are those of TensorRT, symmetric and summed in 32 bits; this machine measures them in floats.
@@ -93,7 +98,7 @@ class Bench:
         threads: int, time_here: bool, for_gpu: bool = False,
     ) -> None:  # fmt: skip
         self.bundle, self.tower, self.data, self.target = bundle, tower, data, target
-        self._references, self._other_rows = references, dict[str, Array]()
+        self.references, self._other_rows = references, dict[str, Array]()
         self._all: dict[
             tuple[str, str], Layers
         ] = {}  # (base, method) -> what it converts when nothing is left out
@@ -103,13 +108,26 @@ class Bench:
         self.plain = self.bases[0]
 
     @cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> Judge | RegionJudge:
         """Knows fp32's rows; the other tower's, for labels, are made by its own plain variant."""
-        rows, truth = self._references[self.tower], self.data.truth
-        check_sane(rows, self.plain.id)
-        if len(self._references) < 2 or self.data.labels is None:
+        found = self._region_judge() if self.tower == "detector" else self._row_judge()
+        found.check(self.plain.id)
+        return found
+
+    def _region_judge(self) -> RegionJudge:
+        rows, texts, labels = self.references[self.tower], self.references.get("text"), self.data.labels
+        ports = self.plain.outputs
+        if texts is None or labels is None:
+            vectors = stand_ins(rows, ports)
+        else:
+            vectors = labels.ensemble(texts[self.data.texts if labels.given else 0 :])
+        return RegionJudge(rows, self._halves, ports, vectors, self.bundle.manifest.detection or Detection())
+
+    def _row_judge(self) -> Judge:
+        rows, truth = self.references[self.tower], self.data.truth
+        other = self.references.get("text" if self.tower == "image" else "image")
+        if other is None or self.data.labels is None:
             return Judge(rows, self._halves)
-        (other,) = (found for tower, found in self._references.items() if tower != self.tower)
 
         def cosines(found: Array, half: Half) -> Array:
             return (
@@ -118,7 +136,7 @@ class Bench:
                 else self.cosines(other, found, half)
             )
 
-        pictures = halves(len(self._references["image"]))
+        pictures = halves(len(self.references["image"]))
         known = None if truth is None else {half: truth[which] for half, which in pictures.items()}
         return Judge(rows, self._halves, cosines, known)
 
@@ -135,7 +153,7 @@ class Bench:
         model = read_graph(self.bundle, base)
         point = Point(self.tower, base.id, FLOAT, (), size_of(model), None, None, "base")
         if base is self.plain:
-            figures = self.judge.figures(self._references[self.tower], "calibration")
+            figures = self.judge.figures(self.references[self.tower], "calibration")
             return replace(point, figures=figures, verdict="reference")
         return self._measured(Candidate(base, model, (), point, None)).point
 
@@ -160,9 +178,13 @@ class Bench:
         which = self._halves["held_out"]
         rows = candidate.rows.copy()
         rows[which] = graph.rows(which)
-        first = which[np.arange(max(BATCHES)) % len(which)]
-        alone, *others = (graph.rows(first, batch).astype(np.float64) for batch in BATCHES)
-        change = max(relative_distance_of(alone, other) for other in others)
+        batches = BATCHES if graph.most >= max(BATCHES) else (1, max(2, graph.most))
+        first = which[np.arange(max(batches)) % len(which)]
+        alone, *others = (graph.rows(first, batch) for batch in batches)
+        # 0 for equal rows, and where there is nothing to relate to
+        change = max(
+            0.0 if np.array_equal(alone, other) else self.judge.distance(alone, other) for other in others
+        )
         figures = self.judge.figures(rows, "held_out")
         point = replace(candidate.point, held_out=figures, batch_change=change)
         return replace(candidate, point=point, rows=rows)
@@ -171,9 +193,7 @@ class Bench:
         """The group with the distance that converting it alone makes."""
         model, _ = self._converted(base, method, frozenset(group.layers), PROBES)
         which = self._halves["calibration"][:PROBES]
-        found = self._open(model, base).rows(which).astype(np.float64)
-        wanted = self._float_rows(base)[which].astype(np.float64)
-        distance = relative_distance(wanted, found)
+        distance = self.judge.distance(self._float_rows(base)[which], self._open(model, base).rows(which))
         return replace(group, distance=distance if distance < HOPELESS else HOPELESS)  # not finite: the same
 
     def converted_layers(self, base: Variant, model: ir.Model) -> list[tuple[str, int]]:
@@ -214,8 +234,8 @@ class Bench:
 
     @cached_property
     def _halves(self) -> dict[Half, Array]:
-        count = len(self.data.pixels["float32"]) if self.tower == "image" else self.data.texts
-        return halves(count)
+        pixels = {"image": self.data.pixels, "detector": self.data.detector}.get(self.tower)
+        return halves(self.data.texts if pixels is None else len(pixels["float32"]))
 
     @cached_property
     def _plain_graph(self) -> Graph:
@@ -223,7 +243,7 @@ class Bench:
 
     def _float_rows(self, base: Variant) -> Array:
         if base is self.plain:
-            return self._references[self.tower]
+            return self.references[self.tower]
         if base.id not in self._other_rows:
             graph = self._open(read_graph(self.bundle, base), base)
             self._other_rows[base.id] = self._rows(graph, "calibration")
@@ -247,9 +267,9 @@ class Bench:
         return Graph(model, inputs_of(self.data, base), self.threads, byte_kernels=not self._for_gpu)
 
     def _rows(self, graph: Graph, half: Half) -> Array:
-        """(M, D), filled in for this half; all of the text tower's, whose labels belong to both."""
-        rows = np.zeros(self._references[self.tower].shape, np.float32)
-        which = self._halves[half] if self.tower == "image" else np.arange(len(rows))
+        """(M, ...), filled in for this half; all of the text tower's, whose labels belong to both."""
+        rows = np.zeros(self.references[self.tower].shape, np.float32)
+        which = self._halves[half] if self.tower != "text" else np.arange(len(rows))
         rows[which] = graph.rows(which)
         return rows
 
@@ -295,8 +315,8 @@ def axes_of(base: Variant, method: Method) -> Any:
 
 def inputs_of(data: Data, variant: Variant) -> Array:
     """All of the tower's inputs, as this variant takes them."""
-    if variant.tower == "image":
-        return data.pixels[variant.inputs[0].dtype]
+    if variant.tower != "text":
+        return (data.pixels if variant.tower == "image" else data.detector)[variant.inputs[0].dtype]
     assert data.input_ids is not None
     return data.input_ids
 
@@ -306,16 +326,10 @@ def size_of(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def relative_distance_of(a: Array, b: Array) -> float:
-    """0 for rows that are equal, and where there is nothing to relate to."""
-    return 0.0 if np.array_equal(a, b) else relative_distance(a, b)
-
-
 def reference_rows(bundle: Bundle, data: Data, threads: int) -> dict[Tower, Array]:
-    """What each tower's plain variant gives on all of its inputs: tower -> (M, D) float32."""
+    """What each tower's plain variant gives on all of its inputs: tower -> (M, D) float32, of a detector (M, Q, C)."""
     found: dict[Tower, Array] = {}
-    towers: tuple[Tower, ...] = ("image", "text")
-    for tower in towers:
+    for tower in TOWERS:
         if bundle.manifest.variants_of(tower):
             variant = float_variants(bundle, tower)[0]
             inputs = inputs_of(data, variant)

@@ -1,4 +1,4 @@
-"""What a compressed model may lose, as the user says it: `cosine=0.999`, `distance=0.05`, `top1=-0.3`, `recall=-0.5`."""
+"""What a compressed model may lose, as the user says it: `cosine=0.999`, `distance=0.05`, `top1=-0.3`, of a detector `box=0.005`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Kind:
     highest: float
     meaning: str
     example: str
+    boxes: bool = False  # only a detector has it
 
 
 KINDS: Mapping[str, Kind] = {
@@ -26,8 +27,14 @@ KINDS: Mapping[str, Kind] = {
     "distance": Kind(False, 0, 2, "relative distance to fp32, at most", "distance=0.05"),
     "top1": Kind(True, -100, 0, "zero-shot top-1, points that may be lost", "top1=-0.3"),
     "recall": Kind(True, -100, 0, "recall of fp32's nearest ten, points that may be lost", "recall=-0.5"),
+    "box": Kind(False, 0, 1, "mean change of a corner in shares of the side, at most", "box=0.005", True),
+    "score": Kind(False, 0, 1, "mean change of a score, at most", "score=0.02", True),
+    "agreement": Kind(True, 0, 1, "F1 of the detections with fp32's, at least", "agreement=0.95", True),
 }
 DEFAULT = "distance=0.10"
+# Of a detector, unless a figure of boxes is given. A hundredth of the side is 8 of 768 pixels. No agreement: without labels of what is in
+# the pictures there may be nothing to agree on.
+DEFAULT_BOXES = ("box=0.01", "score=0.02")
 _ROUNDING = 1e-9  # a figure that equals its bound is within it
 
 
@@ -87,6 +94,13 @@ def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--budget {twice}: given more than once. Give each figure one bound.")
     return budgets
+
+
+def of_tower(budgets: Sequence[Budget], tower: str) -> tuple[Budget, ...]:
+    """Those that concern a tower. A detector is bounded in its embeddings and in its boxes, where need be by the defaults."""
+    rows = tuple(budget for budget in budgets if not KINDS[budget.kind].boxes) or (Budget.parse(DEFAULT),)
+    boxes = tuple(budget for budget in budgets if KINDS[budget.kind].boxes)
+    return rows if tower != "detector" else (*rows, *(boxes or map(Budget.parse, DEFAULT_BOXES)))
 
 
 def within(budgets: Sequence[Budget], figures: Figures) -> bool:

@@ -38,8 +38,8 @@ class Point:
         """JSON-ready."""
         return asdict(self)
 
-    def row(self) -> tuple[str, ...]:
-        """Cells under COLUMNS."""
+    def row(self, boxes: bool = False) -> tuple[str, ...]:
+        """Cells under `columns`."""
         figures, latency = self.held_out or self.figures, self.latency
         return (
             self.base,
@@ -51,8 +51,31 @@ class Point:
             f"{figures.cosine:.5f}" if figures else "-",
             f"{figures.top1:+.1f}" if figures and figures.top1 is not None else "-",
             f"{figures.recall:+.1f}" if figures else "-",
+            *(_shown(getattr(figures, name, None)) for name in BOXES if boxes),
             self.verdict,
         )
 
 
-COLUMNS = ("from", "graph", "MB", "ms", "faster", "rel. dist.", "cosine", "top-1", "recall", "verdict")
+BOXES = ("box", "score", "agreement")
+
+
+def columns(boxes: bool) -> tuple[str, ...]:
+    """Of a table of points; `boxes`: with a detector's."""
+    more = BOXES if boxes else ()
+    return (
+        "from",
+        "graph",
+        "MB",
+        "ms",
+        "faster",
+        "rel. dist.",
+        "cosine",
+        "top-1",
+        "recall",
+        *more,
+        "verdict",
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

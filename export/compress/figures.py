@@ -34,6 +34,10 @@ class Figures:
     )
     # points, 0 or below where it lost: against labels the change of accuracy, else -100 * the share of other answers
     top1: float | None = None  # None: no labels or no text tower at hand
+    # of a detector, see regions.py; its samples are regions
+    box: float | None = None  # mean change of a corner, as a share of the picture's side
+    score: float | None = None  # mean change of a score, 0-1
+    agreement: float | None = None  # F1 of the detections with fp32's; None: neither finds any
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ class Judge:
     # rows (M, D) of this tower and a half -> (pictures of that half, labels) cosines; None: no labels
     cosines: Callable[[Array, Half], Array] | None = None
     truth: Mapping[Half, Array] | None = None  # label numbers of that half's pictures; None: fp32's answers
+
+    def check(self, whose: str) -> None:
+        """Raise CheckFailed for a reference that is not finite or all the same."""
+        check_sane(self.reference, whose)
+
+    def distance(self, a: Array, b: Array) -> float:
+        """Relative distance of (N, D) rows."""
+        return relative_distance(a.astype(np.float64), b.astype(np.float64))
 
     def figures(self, rows: Array, half: Half) -> Figures:
         """Raises CheckFailed for rows that are not finite or all the same."""

@@ -7,33 +7,46 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from edgeclip.export.compress.budget import Budget
+from edgeclip.export.compress.budget import KINDS, Budget, of_tower
 from edgeclip.export.compress.curve import Point
 
 WIDTH, HEIGHT = 720, 360  # of a panel, pixels
 LEFT, RIGHT, TOP, BOTTOM = 70, 24, 40, 48  # of its margins
 FONT = 11
-# figure of the first budget -> (what is drawn upwards, from a value to the loss)
+# figure of a budget -> (what is drawn upwards, from a value to the loss)
 LOSSES: Mapping[str, tuple[str, Callable[[float], float]]] = {
     "distance": ("relative distance to fp32", lambda value: value),
     "cosine": ("1 - mean cosine to fp32", lambda value: 1 - value),
     "top1": ("points of top-1 lost", lambda value: -value),
     "recall": ("points of recall lost", lambda value: -value),
+    "box": ("mean change of a corner, share of the side", lambda value: value),
+    "score": ("mean change of a score", lambda value: value),
+    "agreement": ("1 - F1 of the detections with fp32's", lambda value: 1 - value),
 }
+TITLES = {"detector": "detector"}
 COLOURS = {
     "reference": "#444444", "base": "#444444", "step": "#8fa8c8", "fits": "#2b6cb0", "refused": "#c05621",
     "chosen": "#2f855a", "unproven": "#805ad5",
 }  # fmt: skip
 
 
-def draw(points: Sequence[Point], budget: Budget) -> str:
-    """The SVG file's text: points that were measured, the budget as a line, the chosen one green."""
-    towers = [t for t in ("image", "text") if any(p.tower == t and p.figures for p in points)]
+def draw(points: Sequence[Point], budgets: Sequence[Budget]) -> str:
+    """The SVG file's text: points that were measured, a budget as a line, the chosen one green.
+
+    A panel for each tower and its first budget, of a detector also for each figure of boxes that is bounded.
+    """
+    towers = list(dict.fromkeys(point.tower for point in points if point.figures))
+    wanted = [
+        (tower, budget)
+        for tower in towers
+        for i, budget in enumerate(of_tower(budgets, tower))
+        if i == 0 or KINDS[budget.kind].boxes
+    ]
     panels = []
-    for i, tower in enumerate(towers):
+    for i, (tower, budget) in enumerate(wanted):
         own = [point for point in points if point.tower == tower and point.figures]
         panels.append(f'<g transform="translate(0 {i * HEIGHT})">{_panel(tower, own, budget)}</g>')
-    height = HEIGHT * max(1, len(towers))
+    height = HEIGHT * max(1, len(wanted))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="sans-serif" font-size="{FONT}"><rect width="100%" height="100%" fill="white"/>{"".join(panels)}</svg>\n'
@@ -106,7 +119,10 @@ def _panel(tower: str, points: Sequence[Point], budget: Budget) -> str:
     bound = float(loss(budget.bound))
     x = _Scale(max(map(across, points)) or 1.0, LEFT, WIDTH - RIGHT)
     y = _Scale(max([bound, *map(up, points)]) or 1.0, HEIGHT - BOTTOM, TOP)
-    parts = [f'<text x="{LEFT}" y="20" font-size="14" font-weight="bold">{tower} tower</text>', *_axes(x, y)]
+    parts = [
+        f'<text x="{LEFT}" y="20" font-size="14" font-weight="bold">{TITLES.get(tower, f"{tower} tower")}</text>',
+        *_axes(x, y),
+    ]
     parts.append(_text(WIDTH / 2, HEIGHT - 10, "ms, batch 1" if timed else "MB of weights", "middle"))
     middle = HEIGHT / 2
     parts.append(

@@ -107,7 +107,7 @@ def measure_bundle(
     """
     target = this_machine(threads)
     found: dict[str, Latency] = {}
-    for tower in ("image", "text"):
+    for tower in ("image", "text", "detector"):
         variants = bundle.manifest.variants_of(tower)
         float_first = sorted(variants, key=lambda v: (v.axes.precision != "fp32", bool(v.fidelity and v.fidelity.against != "source")))  # fmt: skip
         for variant in float_first[1:]:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from edgeclip.export.linears import Array, Linear, constant, linears
+from edgeclip.export.linears import HEAD, Array, Linear, constant, in_heads, linears
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
 from edgeclip.export.precision.islands import FP16, lower, peaks
@@ -32,12 +32,14 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     reach = {name: found[str(one.x.name)] for name, one in before.items()}
     everything = Request(inputs=request.inputs, threads=request.threads)
     reports = lower(model, everything, FP16)
-    layers, missed = linears(model), []
+    layers, missed, heads = linears(model), [], in_heads(model)
     shared: dict[ir.Value, ir.Value] = {}
     for one in layers:
         if request.layers is not None and one.name not in request.layers:
             continue
-        if not _feeds_another(one, layers):
+        if one.node in heads:
+            missed.append(f"{one.name}: {HEAD}")
+        elif not _feeds_another(one, layers):
             missed.append(f"{one.name}: the last product stays {one.node.outputs[0].dtype}")
         elif not 0 < reach[one.name] < np.inf:
             missed.append(f"{one.name}: its input was {reach[one.name]} throughout")

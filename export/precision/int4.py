@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from edgeclip.export.linears import Array, Linear, constant, linears
+from edgeclip.export.linears import HEAD, Array, Linear, constant, in_heads, linears
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
 
@@ -23,9 +23,12 @@ SHRINKS = np.linspace(
 
 def apply(model: ir.Model, request: Request) -> list[PassReport]:
     """Store the weights of the linear layers in 4 bits, in place."""
-    changed, missed = 0, []
+    changed, missed, heads = 0, [], in_heads(model)
     for one in linears(model):
         if request.layers is not None and one.name not in request.layers:
+            continue
+        if one.node in heads:
+            missed.append(f"{one.name}: {HEAD}")
             continue
         width, outputs = one.weight.shape
         size = next((size for size in BLOCKS if width % size == 0), None)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -17,13 +17,15 @@ import onnx_ir as ir
 
 from edgeclip.errors import CheckFailed
 from edgeclip.export.linears import Array, linears
-from edgeclip.export.observe import rows, session
+from edgeclip.export.observe import at_once, outputs_of, session
 from edgeclip.export.passes import PassReport, number_nodes
 from edgeclip.export.precision import Request
 from edgeclip.export.precision.typed import FLOAT, fixed, prepare, refusal, retype, rounded
+from edgeclip.runtime.detection_fidelity import ROWS
 from edgeclip.runtime.fidelity import relative_distance
 
 INPUTS = 16  # that the search runs on
+REGIONS = 2048  # of a detector in their place: so many regions say as much
 RUNS = 48  # at most
 # Other pictures reach further than those seen. 0.6 leaves the masks (-32752, and scores of a few tens beneath) in the type.
 HEADROOM = 0.6
@@ -54,7 +56,7 @@ def lower(model: ir.Model, request: Request, half: Half) -> list[PassReport]:
     assert request.inputs is not None
     prepare(model)
     number_nodes(model)
-    search = _Search(model, request.inputs[:INPUTS], half.dtype, request.threads)
+    search = _Search(model, request.inputs[: _inputs_for(model)], half.dtype, request.threads)
     wide = fixed(model, half.dtype)
     found = _out_of_range(model, peaks(model, request.inputs, threads=request.threads), half.dtype)
     found |= _left_out(model, request.layers)
@@ -79,7 +81,13 @@ def lower(model: ir.Model, request: Request, half: Half) -> list[PassReport]:
     return [PassReport(half.name, changed, tuple(notes)), PassReport(f"{half.name}_islands", len(ranges))]
 
 
-def peaks(model: ir.Model, inputs: Array, *, threads: int | None = None, batch: int = 8) -> dict[str, float]:
+def _inputs_for(model: ir.Model) -> int:
+    outputs = model.graph.outputs
+    regions = outputs[0].shape[1] if len(outputs) > 1 and outputs[0].shape is not None else 1
+    return max(2, min(INPUTS, REGIONS // regions)) if isinstance(regions, int) else INPUTS
+
+
+def peaks(model: ir.Model, inputs: Array, *, threads: int | None = None) -> dict[str, float]:
     """Largest |x| of a graph's input, of every fp32 value inside and of its constants, by name. Only one number a value is kept in memory."""
     copy = model.clone()
     names = {}
@@ -97,7 +105,7 @@ def peaks(model: ir.Model, inputs: Array, *, threads: int | None = None, batch: 
                 copy.graph.insert_after(node, [size, peak])
                 names[result.name] = str(value.name)
                 copy.graph.outputs.append(result)
-    opened = session(copy, threads=threads)
+    opened, batch = session(copy, threads=threads), at_once(model)
     feed = opened.get_inputs()[0].name
     parts = [opened.run(list(names), {feed: inputs[i : i + batch]}) for i in range(0, len(inputs), batch)]
     found = dict(zip(names.values(), np.array(parts, np.float64).max(axis=0).tolist(), strict=True))
@@ -142,22 +150,22 @@ class _Search:
     dtype: ir.DataType
     threads: int | None
     runs: int = 0
-    want: Array = field(init=False)
+    want: list[Array] = field(init=False)  # by output
 
     def __post_init__(self) -> None:
-        self.want = rows(self.model, self.inputs, threads=self.threads)
-        if not np.isfinite(self.want).all():
+        self.want = outputs_of(self.model, self.inputs, threads=self.threads)
+        if not all(np.isfinite(array).all() for array in self.want):
             raise CheckFailed(
                 "the fp32 graph's output is not finite on the calibration inputs. Repair the source."
             )
 
     def error(self, wide: Iterable[str]) -> float:
-        """Relative distance to the fp32 rows, inf where a value is not finite."""
+        """How far it is from fp32, see `far`; inf where a value is not finite."""
         self.runs += 1
         copy = self.model.clone()
         retype(copy, self.dtype, set(wide))
-        got = rows(rounded(copy), self.inputs, threads=self.threads)
-        return distance(self.want, got) if np.isfinite(got).all() else float("inf")
+        got = outputs_of(rounded(copy), self.inputs, threads=self.threads)
+        return far(self.want, got) if all(np.isfinite(array).all() for array in got) else float("inf")
 
     def extend(self, wide: dict[str, str], limit: float, error: float) -> tuple[dict[str, str], float]:
         """The nodes to add to `wide` so that the error falls under the limit, or as far as it does; and the error then."""
@@ -204,6 +212,21 @@ def trim(nodes: list[str], enough: Callable[[list[str]], bool]) -> list[str]:
             if piece and enough(fewer):
                 kept = fewer
     return kept
+
+
+def far(a: Sequence[Array], b: Sequence[Array]) -> float:
+    """`distance` of a graph's one output. Of a detector's the largest: that of its embeddings (N, Q, D), region by region, and the
+    mean change of all others beside 1 + their size, which for boxes is a share of the side.
+    """
+    if len(a) == 1:
+        return distance(a[0], b[0])
+    widest = max(range(len(a)), key=lambda i: (a[i].ndim, a[i].shape[-1]))
+    rows = (array.reshape(-1, array.shape[-1]) for array in (a[widest], b[widest]))
+    step = -(-a[widest][..., 0].size // ROWS)
+    others = [
+        np.abs(x - y) / (1 + np.abs(x)) for i, (x, y) in enumerate(zip(a, b, strict=True)) if i != widest
+    ]
+    return max(distance(*(array[::step] for array in rows)), *(float(array.mean()) for array in others))
 
 
 def distance(a: Array, b: Array) -> float:

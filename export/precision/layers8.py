@@ -9,7 +9,18 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeclip.errors import InputError
-from edgeclip.export.linears import Array, Convolution, Linear, array_of, constant, convolutions, linears
+from edgeclip.export.linears import (
+    HEAD,
+    Array,
+    Convolution,
+    Linear,
+    array_of,
+    constant,
+    convolutions,
+    in_heads,
+    linears,
+    root,
+)
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
 from edgeclip.export.precision.ranges import Seen
@@ -29,7 +40,7 @@ class Chosen:
 
 
 def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chosen:
-    """What becomes an integer product: what request.layers names, else everything except the first convolution and the last layer.
+    """What becomes an integer product: what request.layers names, else everything except the first convolution, the last layer and a detector's heads.
 
     Args:
         convolved: whether the method quantises convolutions.
@@ -46,13 +57,17 @@ def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chos
             f"layers: the graph has no {min(unknown)!r}. Of its {len(names)} the first are {some}."
         )
     last = _nearest(layers, [value.producer() for value in model.graph.outputs])
-    left = {}
+    heads, left = in_heads(model), {}
     for node, layer in layers.items():
         shape = layer.weight.shape if isinstance(layer, Linear) else layer.kernel.shape
         if request.layers is not None and layer.name not in request.layers:
             left[node] = "not asked for"
         elif request.layers is None and node in last:
             left[node] = "the last layer, whose rounding errors would be the embedding's own"
+        elif request.layers is None and node in heads:
+            left[node] = HEAD
+        elif isinstance(layer, Convolution) and (count := _readers(layer)) > 1:
+            left[node] = f"its kernel is read {count} times, each on activations of another range"
         elif (
             request.layers is None and isinstance(layer, Convolution) and not _nearest(layers, _makers(node))
         ):
@@ -115,6 +130,11 @@ def replace_layer(graph: ir.Graph, layer: Linear, new: list[ir.Node], drift: Arr
     output.shape, output.type = layer.output.shape, layer.output.type
     graph.insert_before(layer.node, new)
     layer.output.replace_all_uses_with(output, replace_graph_outputs=True)
+
+
+def _readers(layer: Convolution) -> int:
+    kernel = layer.node.inputs[1]
+    return 0 if kernel is None else max(len(kernel.uses()), len(root(kernel).uses()))
 
 
 def _nearest(layers: Collection[ir.Node], start: Sequence[ir.Node | None]) -> set[ir.Node]:

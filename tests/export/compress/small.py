@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgeclip.export.samples import encode
 from tests.export.sources import PREPROCESSING, SIDE, TEXT, VOCABULARY, tokenizer
 
 WIDTH, HIDDEN, DIM, BLOCKS = 48, 96, 24, 2
+PIXELS = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
 EXACT = Fidelity(16, 1e-7, 1, 1, 1, 1e-7, 1)
 
 
@@ -32,7 +34,7 @@ def make_small(folder: Path) -> Bundle:
         ("text", ids, Port("input_ids", "int32", ("N", "L"))),
     ]
     for tower, inputs, port in towers:
-        raw = _image_graph() if tower == "image" else _text_graph()
+        raw = _image_graph() if tower == "image" else text_graph()
         (folder / f"graphs/{tower}-fp32.onnx").write_bytes(raw)
         golden.append(onnxruntime.InferenceSession(raw).run(None, {port.name: inputs})[0])
         files, outputs = (f"graphs/{tower}-fp32.onnx",), (Port("embeddings", "float32", ("N", DIM)),)
@@ -46,7 +48,7 @@ def make_small(folder: Path) -> Bundle:
     return seal(folder, manifest)
 
 
-class _Graph:
+class Graph:
     """Nodes and weights, added one after the other; `x` is the value that the next node reads."""
 
     def __init__(self, seed: int, x: str) -> None:
@@ -69,11 +71,31 @@ class _Graph:
         self.x = name
         return name
 
+    def name(self, value: str, name: str) -> None:
+        """Give a value of the graph the name of an output."""
+        (maker,) = (node for node in self.nodes if value in node.output)
+        maker.output[0] = name
+
     def linear(self, name: str, rows: int, columns: int) -> None:
         self.then("MatMul", self.weight(f"{name}.weight", rows, columns))
         self.then("Add", self.weight(f"{name}.bias", columns, spread=0.1))
 
     def finish(self, source: onnx.ValueInfoProto) -> bytes:
+        self.blocks()
+        self.then("ReduceMean", self.constant("tokens", [1]), keepdims=0)
+        self.then("Sub", self.weight("mean", WIDTH, spread=0.3))
+        self.then("MatMul", self.weight("projection.weight", WIDTH, DIM))
+        self.then("LpNormalization", axis=1, p=2)
+        self.nodes[-1].output[0] = "embeddings"
+        return self.written(source, {"embeddings": ("N", DIM)})
+
+    def patches(self) -> None:
+        patches = self.weight("patches.weight", WIDTH, 3, 8, 8, spread=0.15)
+        self.then("Conv", patches, kernel_shape=[8, 8], strides=[8, 8])
+        self.then("Reshape", self.constant("flat", [0, WIDTH, -1]))
+        self.then("Transpose", perm=[0, 2, 1])
+
+    def blocks(self) -> None:
         for i in range(BLOCKS):
             before = self.x
             ones = self.constant(f"blocks.{i}.norm.weight", np.ones(WIDTH), np.float32)
@@ -82,14 +104,13 @@ class _Graph:
             self.then("Relu")
             self.linear(f"blocks.{i}.mlp.fc2", HIDDEN, WIDTH)
             self.then("Add", before)
-        self.then("ReduceMean", self.constant("tokens", [1]), keepdims=0)
-        self.then("Sub", self.weight("mean", WIDTH, spread=0.3))
-        self.then("MatMul", self.weight("projection.weight", WIDTH, DIM))
-        self.then("LpNormalization", axis=1, p=2)
-        self.nodes[-1].output[0] = "embeddings"
-        target = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["N", DIM])
+
+    def written(self, source: onnx.ValueInfoProto, outputs: Mapping[str, tuple[str | int, ...]]) -> bytes:
+        targets = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()
+        ]
         weights = [numpy_helper.from_array(value, name) for name, value in self.weights.items()]
-        graph = helper.make_graph(self.nodes, "small", [source], [target], weights)
+        graph = helper.make_graph(self.nodes, "small", [source], targets, weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         onnx.checker.check_model(model, full_check=True)
@@ -97,16 +118,13 @@ class _Graph:
 
 
 def _image_graph() -> bytes:
-    graph = _Graph(3, "pixels")
-    patches = graph.weight("patches.weight", WIDTH, 3, 8, 8, spread=0.15)
-    graph.then("Conv", patches, kernel_shape=[8, 8], strides=[8, 8])
-    graph.then("Reshape", graph.constant("flat", [0, WIDTH, -1]))
-    graph.then("Transpose", perm=[0, 2, 1])
-    return graph.finish(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, SIDE, SIDE]))
+    graph = Graph(3, "pixels")
+    graph.patches()
+    return graph.finish(PIXELS)
 
 
-def _text_graph() -> bytes:
-    graph = _Graph(4, "input_ids")
+def text_graph() -> bytes:
+    graph = Graph(4, "input_ids")
     table = graph.weight("embedding.weight", VOCABULARY, WIDTH, spread=1.0)
     graph.weights[table][TEXT.pad_id] = 0
     graph.nodes.append(helper.make_node("Gather", [table, "input_ids"], ["words"]))

@@ -272,7 +272,7 @@ def test_both_towers_together_keep_the_top1_budget(
 ) -> None:
     def cosines(self: Any, images: Any, texts: Any, half: Any) -> Any:
         """Another answer only where neither tower is fp32's."""
-        known = [id(rows) for rows in self._references.values()]
+        known = [id(rows) for rows in self.references.values()]
         return np.eye(2)[np.full(12, int(id(images) not in known and id(texts) not in known))]
 
     monkeypatch.setattr(bench.Bench, "cosines", cosines)

@@ -56,7 +56,7 @@ def test_a_budget_holds_up_to_its_bound(text: str, holds: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speed=2", "--budget speed=2: expected FIGURE=NUMBER with a figure of cosine, distance, top1, recall, e.g. "),
+        ("speed=2", "--budget speed=2: expected FIGURE=NUMBER with a figure of cosine, distance, top1, recall, box, score, agreement, e.g. "),
         ("cosine", "--budget cosine: expected FIGURE=NUMBER"),
         ("cosine=", "got 'nothing'. Write it like cosine=0.999"),
         ("cosine=nan", "--budget cosine=nan: expected a number from 0 to 1"),
@@ -252,7 +252,7 @@ def test_the_picture_shows_every_point_and_the_budget() -> None:
         Point("text", "text-fp32", "float", (), 10, FIGURES, None, "reference"),
     ]
     for text in ("distance=0.1", "cosine=0.999", "top1=-0.3", "recall=-1"):
-        tree = ElementTree.fromstring(draw(points, Budget.parse(text)))
+        tree = ElementTree.fromstring(draw(points, [Budget.parse(text)]))
         said = [element.text for element in tree.iter() if element.text]
         assert f"budget {text}" in said
         assert {
