@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgeclip.bundle import Bundle, open_bundle
     from edgeclip.export.prepare import build_engines
     from edgeclip.runtime.detect.examples import Example
+    from edgeclip.runtime.detect.proposals import Proposals
     from edgeclip.runtime.detect.tiling import Tiling
     from edgeclip.runtime.detections import Detections
     from edgeclip.runtime.labels import LabelPack
@@ -51,6 +52,7 @@ _LATE = {
     "LabelPack": "edgeclip.runtime.labels",
     "Model": "edgeclip.runtime.model",
     "load": "edgeclip.runtime.model",
+    "Proposals": "edgeclip.runtime.detect.proposals",
     "Tiling": "edgeclip.runtime.detect.tiling",
     "draw": "edgeclip.runtime.video.draw",
     "stream": "edgeclip.runtime.video.stream",
@@ -72,6 +74,7 @@ __all__ = [
     "LabelPack",
     "MissingExtraError",
     "Model",
+    "Proposals",
     "SourceError",
     "Tiling",
     "Tokens",

@@ -27,6 +27,8 @@ def _sync_folder(folder: Path) -> None:
 def write_file(path: Path, data: bytes | memoryview | str, *, private: bool = False) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one, never a part.
 
+    A pipe or a device is written to: a file moved into its place would, for root, take /dev/stdout from the whole machine.
+
     Args:
         private: only this user may read it or write to it.
     Raises:
@@ -49,6 +51,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _write(path: Path, raw: bytes | memoryview, private: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_no_file(path):
+        with path.open("ab") as stream:  # stdout may be a file that holds lines already
+            stream.write(raw)
+        return
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -64,6 +70,14 @@ def _write(path: Path, raw: bytes | memoryview, private: bool) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether it is a pipe, a device, or another name of an open file, as /dev/stdout and /dev/fd/1 are."""
+    folder = path.parent.resolve()
+    return (
+        path.is_fifo() or path.is_char_device() or folder == Path("/dev") or Path("/proc") in folder.parents
+    )
 
 
 @contextlib.contextmanager

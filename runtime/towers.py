@@ -22,6 +22,10 @@ _CALLED = {
     "tokens": "region encoder",
     "regions": "region encoder",
 }  # else "<kind> tower"
+_TO_HAVE_IT = {
+    "detector": " Export an OWL-ViT or OWLv2 to have one.",
+    "tokens": " `edgeclip export --regions` adds one.",
+}
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,7 @@ class Tower:
             what = _CALLED.get(self.kind, f"{self.kind} tower")
             raise EngineError(
                 f"{self.bundle.root}: this bundle has no {what}{but}{'' if but else abilities(self.bundle.manifest)}."
+                f"{_TO_HAVE_IT.get(self.kind, '') if not but else ''}"
             )
         if own := [variant for variant in found if variant.id in self._ids]:
             return own  # named by the caller, who need not say its precision as well

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_file(target, "new")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_pipe_and_an_open_file_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_file(pipe, "one")
+    assert os.read(reader, 10) == b"one"
+    assert pipe.is_fifo()
+    os.close(reader)
+    with (tmp_path / "out").open("w") as out:  # as the shell opens it for /dev/stdout
+        out.write("before ")
+        out.flush()
+        write_file(Path(f"/proc/self/fd/{out.fileno()}"), "after")
+    assert (tmp_path / "out").read_text() == "before after"
 
 
 def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

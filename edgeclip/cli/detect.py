@@ -98,7 +98,9 @@ Examples:
 @click.option(
     "--format", "form", type=click.Choice(["coco", "yolo"]), help="Write the detections to -o in this form."
 )
-@click.option("-o", "--output", metavar="PATH", help="For --format: a JSON file (coco) or a folder (yolo).")
+@click.option(
+    "-o", "--output", metavar="PATH", help="For --format: a JSON file (coco; - is stdout) or a folder (yolo)."
+)
 @stream_options
 @model_options
 @strict_option
@@ -171,7 +173,7 @@ def _pictures(
 ) -> int:
     from edgeclip.cli.detect_output import Outputs
 
-    quiet = as_json or stream.jsonl == "-"
+    quiet = as_json or stream.jsonl == "-"  # a picture that failed is a line on stdout too
     paths, failures = find_pictures(pictures, quiet)
     results = model.detect_each(paths, wanted, examples=examples, batch_size=batch_size, **options)
     rows: list[tuple[str, Detections]] = []
@@ -182,7 +184,7 @@ def _pictures(
             if as_json:
                 emit({"path": path, **found.to_dict()})
         outputs.finish()
-    if rows and not quiet:
+    if rows and not quiet and output != "-":
         _print(rows, str(model.info()))
     return finish(len(rows), failures, strict)
 
@@ -209,10 +211,16 @@ def _check(
         raise click.UsageError("--format and -o go together: the form, and where to write it.")
     if stream.sources and (form or as_json):
         raise click.UsageError("--format and --json are for PICTURES; of a stream pass --jsonl.")
-    if as_json and stream.jsonl == "-":
-        raise click.UsageError("--json and --jsonl - are the same; drop one.")
-    if pictures and (stream.show or stream.track or stream.watch):
-        raise click.UsageError("--show, --track and --watch are for --source; pass the folder or file there.")
+    if (as_json, stream.jsonl == "-", output == "-").count(True) > 1:
+        raise click.UsageError("--json, --jsonl - and -o - all go to stdout; keep one.")
+    if form == "yolo" and output == "-":
+        raise click.UsageError("--format yolo writes a file for each picture; pass -o FOLDER.")
+    if pictures and (unused := stream.of_streams_only()):
+        raise click.UsageError(f"{', '.join(unused)}: for --source; pass the folder or file there.")
+    if pictures and stream.save and Path(stream.save).suffix and not Path(stream.save).is_dir():
+        raise click.UsageError(
+            f"--save {stream.save}: expected a folder for the annotated copies of PICTURES; a video is made of --source."
+        )
 
 
 def _wanted(
@@ -255,7 +263,7 @@ def parse_example(value: str) -> Example:
         )
     box = tuple(float(part) for part in match[2].split(",")) if match[2] else None
     found = edgeclip.Example(match[1], box, label.strip() or "example 1")
-    found.check(f"--example {value}")
+    found.check(f"--example {value!r}")
     return found
 
 

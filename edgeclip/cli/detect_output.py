@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeclip.cli.common import emit
 from edgeclip.files import write_file
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Outputs(contextlib.ExitStack):
         drawn: a folder for annotated copies.
         lines: a file for JSON Lines, "-": stdout.
         form: "coco" or "yolo".
-        place: where `form` is written: a file, or a folder.
+        place: where `form` is written: a file ("-": stdout), or a folder.
     """
 
     def __init__(self, drawn: str | None, lines: str | None, form: str | None, place: str | None) -> None:
@@ -40,7 +41,10 @@ class Outputs(contextlib.ExitStack):
     def finish(self) -> None:
         """Write what needs all pictures. Raises InputError for a place that cannot be written."""
         if self._form == "coco" and self._place is not None:
-            write_file(self._place, json.dumps(_coco(self._coco), ensure_ascii=False))
+            if str(self._place) == "-":
+                emit(_coco(self._coco))
+            else:
+                write_file(self._place, json.dumps(_coco(self._coco), ensure_ascii=False))
 
     def take(self, path: str, found: Detections) -> None:
         """Write one picture's. Raises InputError for a place that cannot be written."""

@@ -46,6 +46,15 @@ class StreamOptions:
     camera_size: tuple[int, int] | None = None
     attempts: int = 20
 
+    def of_streams_only(self) -> list[str]:
+        """The options given that mean nothing for single pictures."""
+        shared = {"sources", "save", "jsonl"}
+        names = (f.name for f in fields(self) if f.name not in shared and getattr(self, f.name) != f.default)
+        return [
+            "--all" if name == "newest" and not self.newest else f"--{name.replace('_', '-')}"
+            for name in names
+        ]
+
 
 def stream_options(command: F) -> F:
     """The options of `StreamOptions`; the command gets them as one argument, `stream`."""
@@ -65,7 +74,9 @@ def stream_options(command: F) -> F:
             "repeat for several at once.",
         ),
         click.option("--show", is_flag=True, help="Draw in a window; q or Esc ends."),
-        click.option("--save", metavar="PATH", help="Annotated video (.mp4, .mkv), or a folder of pictures."),
+        click.option(
+            "--save", metavar="PATH", help="Annotated video (.mp4, .mkv), or a folder for pictures."
+        ),
         click.option(
             "--jsonl", metavar="FILE", help="One JSON object a frame, flushed at once; - is stdout."
         ),

@@ -148,6 +148,8 @@ def test_what_is_written(detect: Any, shots: Path, tmp_path: Path) -> None:
     assert Detections.from_yolo((out / "yolo/a-2.txt").read_text(), labels, (64, 64)).names == ["blue"]
     assert detect("--label", "red\ncup", "--format", "yolo", "-o", out / "lines").code == 0
     assert (out / "lines/classes.txt").read_text() == "red cup\n"
+    (piped_coco,) = detect("--labels", "red,green,blue", "--format", "coco", "-o", "-").records
+    assert piped_coco == coco
     piped = detect("--labels", "red", "--jsonl", "-")
     assert next(record.get("path", "") for record in piped.records) == str(shots / "a.png")
 
@@ -165,17 +167,23 @@ def test_what_is_written(detect: Any, shots: Path, tmp_path: Path) -> None:
         (["--label", "red", "--tile", "big"], "--tile 'big': expected pixels and a share"),
         (["--label", "red", "--tile", "640:2"], "tile: expected a size of 1 pixel or more"),
         (["--label", "red", "--format", "coco"], "--format and -o go together"),
-        (["--label", "red", "--show"], "--show, --track and --watch are for --source"),
+        (
+            ["--label", "red", "--show", "--all", "--max-frames", "3"],
+            "--show, --max-frames, --all: for --source",
+        ),
+        (["--label", "red", "--save", "found.mp4"], "--save found.mp4: expected a folder"),
+        (["--label", "red", "--format", "yolo", "-o", "-"], "--format yolo writes a file for each picture"),
+        (["--label", "red", "--json", "--format", "coco", "-o", "-"], "all go to stdout; keep one"),
         (["--label", "red", "--save", "SHOTS"], "a.png itself. Expected another folder"),
         (["--label", "red", "--source", "0"], "Expected PICTURES or --source, and not both"),
-        (["--label", "red", "--json", "--jsonl", "-"], "--json and --jsonl - are the same"),
+        (["--label", "red", "--json", "--jsonl", "-"], "all go to stdout; keep one"),
         (
             ["--label", "red", "--example", "a.png:1,2,3"],
             "--example 'a.png:1,2,3': expected PICTURE:X1,Y1,X2,Y2=LABEL",
         ),
         (
             ["--label", "red", "--example", "a.png:3,2,1,4"],
-            "--example a.png:3,2,1,4.box: expected (x1, y1, x2, y2)",
+            "--example 'a.png:3,2,1,4'.box: expected (x1, y1, x2, y2)",
         ),
         (["--example", "no.png"], "examples[0]: no.png: "),
     ],
@@ -191,6 +199,7 @@ def test_no_detector_and_no_pictures(edgeclip: Edgeclip, toy: Path, shots: Path)
     said = edgeclip("detect", shots / "a.png", "-b", toy, "--label", "red")
     assert said.code == 2
     assert "this bundle has no detector; it can classify" in said.line
+    assert "Export an OWL-ViT or OWLv2 to have one." in said.line
     assert "Expected PICTURES or --source" in edgeclip("detect", "--label", "red").line
 
 
