@@ -62,9 +62,23 @@ def test_the_detecting_part_runs(tmp_path: Path) -> None:
     Image.fromarray(scene({(2, 3): (255, 0, 0)})).save(place)
     with edgeclip.load(make_detector(tmp_path / "planted"), threads=1) as model:
         found = uses_the_api.find_things(model, place, place)
+        (drawn,) = uses_the_api.watch(model, str(place))
+    assert drawn.shape == (64, 64, 3)
     assert [one.labels for one in found] == [
         ("a face",),
         *[("a face", "an eye", "this cup")] * 2,
         ("a cup",),
         ("this cup",),
     ]
+
+
+def test_the_part_that_asks_regions_runs(tmp_path: Path) -> None:
+    from tests.runtime.detectors import scene
+    from tests.runtime.regions import make_regions
+
+    place = tmp_path / "a.png"
+    Image.fromarray(scene({(2, 3): (255, 0, 0)})).save(place)
+    with edgeclip.load(make_regions(tmp_path / "planted"), threads=1) as model:
+        vectors, named, again, point = uses_the_api.ask_regions(model, place)
+    np.testing.assert_allclose(again.embeddings, vectors, atol=1e-6)
+    assert (len(named), len(point.embeddings), again.boxes) == (2, 1, None)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import edgeclip
 from edgeclip import (
+    Answer,
     Bundle,
     Classification,
     Detections,
@@ -16,7 +17,9 @@ from edgeclip import (
     Example,
     LabelPack,
     Model,
+    Proposals,
     Tiling,
+    Tokens,
 )
 
 
@@ -47,8 +50,25 @@ def find_things(model: Model, picture: Path, other: Path) -> list[Detections]:
     one: Detections = model.detect(picture, ["a face"], threshold={"a face": 0.2}, tile=Tiling(640, 0.2))
     shown = [Example(other, (10, 20, 60, 80), "this cup")]
     several: list[Detections] = model.detect([picture, other], "[a face [an eye]]", examples=shown)
-    seen = model.propose(picture)
+    seen: Proposals = model.propose(picture)
     return [one, *several, model.detect_in(seen, ["a cup"]), model.detect_in(seen, examples=shown).above(0.5)]
+
+
+def ask_regions(
+    model: Model, picture: Path
+) -> tuple[NDArray[np.float32], list[Classification], Answer, Answer]:
+    """What is in boxes of a picture; and again by boxes and by points, without the image tower."""
+    boxes = [(0, 0, 20, 20), (10, 10, 40, 40)]
+    tokens: Tokens = model.tokens_of(picture)
+    vectors: NDArray[np.float32] = model.embed_regions(picture, boxes)
+    named: list[Classification] = model.classify_regions(picture, boxes, ["red", "green"])
+    return vectors, named, model.ask(tokens, boxes=boxes), model.ask(tokens, points=[(5, 5)])
+
+
+def watch(model: Model, source: str) -> list[NDArray[np.uint8]]:
+    """The frames of a source, drawn upon."""
+    with edgeclip.stream(model, source, ["a face"], threshold=0.3) as session:
+        return [edgeclip.draw(result.frame.image, result.detections) for result in session]
 
 
 def similarity(model: Model, frame: NDArray[np.uint8], text: str) -> float:
