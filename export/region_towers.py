@@ -3,7 +3,7 @@
 What differs from the source's own forward, none of which changes the function: all that clip_towers.py changes; a value path is
 one linear layer, out times value; and so is each side of the prompter's single head. With one head a score is (W_k' W_q p) . x, so that
 neither keys nor values of the tokens are ever made: a prompt costs two products of the width squared instead of the picture's tokens
-through the layer, and what the key's bias adds is the same for every token and drops out of the softmax.
+through the layer, and what the key's bias adds is the same for every token and drops out of the softmax. What patches say of their places is a constant.
 Shapes: N pictures, T tokens, R boxes, P texts, W token width, D embedding width.
 """
 
@@ -17,7 +17,7 @@ from edgeclip.bundle import Port
 from edgeclip.export.clip_towers import Linear, TracedImage, TracedMlp, expected
 from edgeclip.export.form import EXAMPLE_BATCH, Form, unit
 from edgeclip.models.clip import Attention, Block, ImageTower
-from edgeclip.models.prompter import AskBoxes, AskTexts, ImageTokens, Prompter, sinusoids
+from edgeclip.models.prompter import AskBoxes, AskTexts, ImageTokens, sinusoids
 from edgeclip.models.regions import DenseMap, RoiPool, roi_weights
 from edgeclip.models.source import Source
 
@@ -56,7 +56,7 @@ def ask_boxes(source: Source) -> Form:
     """The form of models/prompter.py's AskBoxes."""
     asking = source.model.regions
     assert isinstance(asking, AskBoxes)
-    module = _AskBoxes(asking.prompter).eval()
+    module = _AskBoxes(asking).eval()
     inputs = (_prompter_tokens(source), _port("boxes", "N", "R", 4))
     return _asking(module, inputs, _embeddings(source, "R"), _counts(module))
 
@@ -65,7 +65,7 @@ def ask_texts(source: Source) -> Form:
     """The form of models/prompter.py's AskTexts."""
     asking = source.model.grounding
     assert isinstance(asking, AskTexts)
-    module = _AskTexts(asking.prompter).eval()
+    module = _AskTexts(asking).eval()
     inputs = (_prompter_tokens(source), _port("prompt_embeddings", "N", "P", source.embedding_dim))
     outputs = (*_embeddings(source, "P"), _port("boxes", "N", "P", 4))
     return _asking(module, inputs, outputs, _counts(module))
@@ -126,19 +126,25 @@ class _Pool(nn.Module):
 
 
 class _Ask(nn.Module):
-    def __init__(self, prompter: Prompter, prompt: nn.Linear) -> None:
+    places: Tensor | None
+
+    def __init__(self, asking: AskBoxes | AskTexts, prompt: nn.Linear) -> None:
         super().__init__()
+        prompter = asking.prompter
         block = prompter.block
         self.frequencies = prompter.frequencies
         self.prompt = Linear(prompt)
         self.norm1, self.norm2, self.norm = block.norm1, block.norm2, prompter.norm
         self.query, self.value = Linear(_query_path(block.attention)), Linear(_value_path(block.attention))
         self.mlp, self.projection = TracedMlp(block.mlp), Linear(prompter.projection)
+        with torch.no_grad():
+            self.register_buffer("places", prompter.places(asking.image))
 
     def ask(self, tokens: Tensor, given: Tensor) -> Tensor:
         """(N, T, W) and what makes (N, R, W) prompts -> (N, R, D) unit rows."""
         prompts = self.prompt(given)
         own, x = self.norm1(prompts), self.norm1(tokens)
+        x = x if self.places is None else x + self.places
         query = self.query(own)
         scores = torch.cat([query @ x.transpose(1, 2), (query * own).sum(-1, keepdim=True)], dim=-1)
         shares = torch.softmax(scores, dim=-1)
@@ -149,16 +155,17 @@ class _Ask(nn.Module):
 
 
 class _AskBoxes(_Ask):
-    def __init__(self, prompter: Prompter) -> None:
-        super().__init__(prompter, prompter.box)
+    def __init__(self, asking: AskBoxes) -> None:
+        super().__init__(asking, asking.prompter.box)
 
     def forward(self, tokens: Tensor, boxes: Tensor) -> Tensor:
         return self.ask(tokens, sinusoids(boxes, self.frequencies))
 
 
 class _AskTexts(_Ask):
-    def __init__(self, prompter: Prompter) -> None:
-        super().__init__(prompter, prompter.text)
+    def __init__(self, asking: AskTexts) -> None:
+        prompter = asking.prompter
+        super().__init__(asking, prompter.text)
         self.ground1, self.ground2 = Linear(prompter.ground1), Linear(prompter.ground2)
 
     def forward(self, tokens: Tensor, prompt_embeddings: Tensor) -> tuple[Tensor, Tensor]:

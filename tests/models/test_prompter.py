@@ -13,7 +13,9 @@ from torch.nn.functional import normalize
 
 from edgeclip.errors import InputError
 from edgeclip.models import prompter
-from edgeclip.models.prompter import PromptedClip, Prompter, sinusoids
+from edgeclip.models.clip import ImageTower
+from edgeclip.models.prompter import PromptedClip, PromptedConfig, Prompter, sinusoids, start_from
+from edgeclip.models.resolution import at_resolution
 from edgeclip.models.sources import load_source
 from tests.checkpoints import fixed_pixels
 from tests.export.regions import prompted_source
@@ -52,10 +54,18 @@ def torch_layer(own: Prompter) -> nn.TransformerEncoderLayer:
 
 
 def by_torch(own: Prompter, tokens: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-    """Each prompt by itself behind the picture's tokens, through the whole layer, read at its place."""
+    """Each prompt by itself behind the picture's tokens, through the whole layer, read at its place. 4 x 4 patches and a class token."""
     layer, rows = torch_layer(own), []
+    patches = [(c / 4, r / 4, (c + 1) / 4, (r + 1) / 4) for r in range(4) for c in range(4)]
+    places = torch.zeros(18, tokens.shape[-1])  # of the class token, the patches and the prompt
+    if own.place is not None:
+        places[1:17] = layer.norm1(own.place(sinusoids(torch.tensor(patches), own.frequencies)))
     for i in range(prompts.shape[1]):
-        rows.append(layer(torch.cat([tokens, prompts[:, i : i + 1]], dim=1))[:, -1])
+        x = torch.cat([tokens, prompts[:, i : i + 1]], dim=1)
+        seen = layer.norm1(x) + places
+        x = x + layer.self_attn(seen, seen, seen)[0]
+        x = x + layer.linear2(layer.activation(layer.linear1(layer.norm2(x))))
+        rows.append(x[:, -1])
     return normalize(own.projection(own.norm(torch.stack(rows, dim=1))), dim=-1)
 
 
@@ -81,7 +91,9 @@ def test_a_prompt_is_the_layer_read_at_its_place() -> None:
     [
         ("width**-0.5", "(width // 3) ** -0.5"),  # the scale of several heads
         ("+ shares[..., -1:] * own_v", ""),  # a prompt that does not see itself
-        ("block.norm1(tokens), qkv", "tokens, qkv"),
+        ("block.norm1(tokens), self", "tokens, self"),
+        ("x if places is None else x + places", "x"),
+        ("x + places", "x + places.flip(0)"),
         ("torch.softmax(scores, dim=-1)", "torch.softmax(scores, dim=-2)"),
         # prompts that see one another
         ("scores = torch.cat([q @ k.transpose(1, 2),", "k, v = (torch.cat(x, 1) for x in ((k, own_k), (v, own_v)))\n    scores = torch.cat([q @ k.transpose(1, 2),"),
@@ -142,13 +154,64 @@ def test_it_saves_and_loads(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_it_starts_from_the_towers_last_block() -> None:
-    """A prompter that was not trained looks at the picture as the class token did: a zero prompt gives what the last block's values hold."""
+    """A prompter that was not trained reads the values that the class token read, and looks for them where it is asked."""
     source = clip_source(layers=1)
     model = PromptedClip.of(source.model)
     assert model.image is source.model.image
     last = source.model.image.blocks[-1].state_dict()
-    torch.testing.assert_close(model.prompter.block.state_dict(), last, rtol=0, atol=0)
+    own, width = model.prompter.block.state_dict(), last["norm1.weight"].numel()
+    for state in (own, last):
+        for key in ("attention.qkv.weight", "attention.qkv.bias"):
+            state[key] = state[key][2 * width :]
+    torch.testing.assert_close(own, last, rtol=0, atol=0)
     assert torch.equal(model.prompter.projection.weight, source.model.image.projection.weight)
+
+
+@torch.no_grad()
+def test_an_untrained_prompter_looks_into_its_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes of 2 x 2 of 4 x 4 patches: the share of what is looked at there, which would be 0.25 of a prompter that looks evenly."""
+    image = replace(clip_source(layers=1).model.config.image, image_size=(32, 32), patch_size=8)
+    image = replace(image, blocks=replace(image.blocks, width=96, heads=3))
+    torch.manual_seed(0)
+    own, tower = Prompter(image, 24, 8, places=True), ImageTower(image, 24)
+    start_from(own, tower)
+    corners = torch.tensor([(x, y, x + 0.5, y + 0.5) for y in (0, 0.25, 0.5) for x in (0, 0.25, 0.5)])
+    shares: list[torch.Tensor] = []
+    kept = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, dim: shares.append(kept(x, dim)) or shares[0])
+    own.ask(torch.randn(1, 17, 96), own.of_boxes(corners)[None], image)
+    looked = shares[0][0, :, 1:17].view(9, 4, 4)
+    inside = [looked[i, i // 3 : i // 3 + 2, i % 3 : i % 3 + 2].sum().item() for i in range(9)]
+    assert min(inside) > 0.5
+    assert shares[0][..., -1].max() < 0.2  # at itself
+
+
+@torch.no_grad()
+def test_a_checkpoint_without_places_answers_as_it_did() -> None:
+    config = prompted_source().model.config
+    told = config.to_json()
+    del told["places"]
+    old = PromptedConfig.from_json(told)
+    torch.manual_seed(0)
+    model, boxes = PromptedClip(old).eval(), asked()[2]
+    assert not [name for name in model.state_dict() if "place" in name]
+    tokens = model.tokens(fixed_pixels(2, 32, 32))
+    want = by_torch(model.prompter, tokens, model.prompter.of_boxes(boxes))
+    torch.testing.assert_close(normalize(model.regions(tokens, boxes), dim=-1), want, rtol=0, atol=NOISE)
+
+
+@torch.no_grad()
+def test_places_follow_the_resolution() -> None:
+    source = at_resolution(prompted_source(), (48, 64))
+    model = source.model
+    assert isinstance(model, PromptedClip)
+    places = model.prompter.places(model.config.image)
+    rows, columns = model.config.image.grid
+    assert (rows, columns) == (6, 8)
+    assert places.shape == (1 + rows * columns, 48)
+    assert not places[0].any()
+    tokens = model.tokens(fixed_pixels(1, 48, 64))
+    assert model.regions(tokens, torch.tensor([[[0.1, 0.2, 0.5, 0.6]]])).shape == (1, 1, 24)
 
 
 def test_towers_without_tokens_are_refused() -> None:
