@@ -118,14 +118,22 @@ def test_a_session(served: Served, looks: list[str], tmp_path: Path) -> None:
         np.testing.assert_allclose(
             centre, moved[:2] + scale * np.array([2.5, 4.5]) * CELL, atol=scale * CELL / 4
         )
+        page.type("#prompts", "")  # frames that nobody asked about...
+        page.until(f"{COUNT} === 'Nothing yet'")
         page.press("#pause")
         page.until("!busy && document.querySelector('#pause').textContent === 'Go on'")
+        before = len(looks)
+        page.type("#prompts", "blue")
+        page.until(f"{COUNT} === '1 found'")
+        assert len(looks) == before + 1  # ...of which the last one is looked at now
         before = len(looks)
         page.press("#results button")  # more like it, of a frame
         page.until("document.querySelector('#likes li') !== null && !busy")
         assert len(looks) - before in (1, 2)
+        page.value("void (window.lens = video.srcObject.getTracks()[0])")
         page.press("#camera")
         page.until("document.querySelector('canvas').hidden")
+        assert page.value("lens.readyState") == "ended"  # its light is off
         assert page.value("video.srcObject") is None
         refused: list[Any] = [line for line in page.said if "400" not in line]
         assert refused == []
