@@ -86,7 +86,7 @@ class Converter:
             raise InputError(
                 f"--precision {precision}: TensorRT has no such engines. Choose from fp32, {', '.join(LIMITS)}."
             )
-        if base.tower not in ("image", "text"):
+        if base.tower not in ("image", "text", "detector"):
             raise EngineError(
                 f"{base.id}: a {base.tower} is not converted by the way, it is built as its graph is typed. "
                 f"Pass --precision fp32, or name a graph in {precision} with --variant."
@@ -96,14 +96,14 @@ class Converter:
 
     def facts(self, base: Variant, precision: str) -> dict[str, str]:
         """What a conversion depends on besides the bundle: another value makes another graph."""
-        if base.tower == "image":
+        if base.tower != "text":
             samples = _digest(self.images) if self.images else "made up"
         else:
             samples = sha256_file(self.texts) if self.texts and self.texts.is_file() else "built in"
         return {
             "precision": precision,
             "samples": samples,
-            "budget": ", ".join(map(str, self._budgets(precision))),
+            "budget": ", ".join(map(str, self._budgets(precision, base.tower))),
         }
 
     def convert(
@@ -129,14 +129,15 @@ class Converter:
         _hold_to_rules(candidate.model, planned, library, archs)
         variant = replace(planned, fidelity=fidelity, requires={"tensorrt": required(candidate.model)})
         tell("replay the golden inputs")
-        _replay(bundle, variant, candidate.model, self.threads)
+        replay = _replay_detector if base.tower == "detector" else _replay
+        replay(bundle, variant, candidate.model, self.threads)
         files = save_graphs([(variant.id, candidate.model)], folder, base.tower)[variant.id]
         return Made(replace(variant, files=files), notes)
 
-    def _budgets(self, precision: str) -> tuple[Budget, ...]:
-        from edgeclip.export.compress.budget import Budget
+    def _budgets(self, precision: str, tower: str) -> tuple[Budget, ...]:
+        from edgeclip.export.compress.budget import Budget, of_tower
 
-        return self.budgets or (Budget("distance", LIMITS[precision]),)
+        return of_tower(self.budgets or (Budget("distance", LIMITS[precision]),), tower)
 
     def _check(self, bundle: Bundle, planned: Variant, archs: Sequence[str]) -> None:
         """What would fail after minutes of work."""
@@ -148,11 +149,11 @@ class Converter:
             raise InputError(
                 f"--precision fp8: {old[0]} has no fp8, which needs compute capability 8.9 (sm89). Use fp16, or build for sm89 and newer."
             )
-        if planned.tower == "image" and precision in CALIBRATED and self.images is None:
+        if planned.tower != "text" and precision in CALIBRATED and self.images is None:
             raise InputError(
                 f"--precision {precision}: needs pictures to calibrate on, got none. Pass --images FOLDER with some 100 of yours."
             )
-        if self.images is None and planned.tower == "image":
+        if self.images is None and planned.tower != "text":
             log.warning(
                 "no --images: what %s may hold and loses was looked at on made-up pictures, which say little of real ones",
                 precision,
@@ -170,14 +171,14 @@ class Converter:
         tell("run the float graph")
         alone, plain, float_base = _alone(bundle, base)
         target = this_machine(self.threads)
-        images, texts = (self.images, None) if base.tower == "image" else (None, self.texts)
+        images, texts = (None, self.texts) if base.tower == "text" else (self.images, None)
         data = read_data(alone, images=images, texts=texts, labels=(), labels_from=None)
         rows = reference_rows(alone, data, target.threads)
         bench = Bench(
             alone, base.tower, data, rows, target, threads=target.threads, time_here=False, for_gpu=True
         )
         bench.bases = [float_base]
-        wish = Wish(self._budgets(precision), (precision,), "speed", unproven=True)
+        wish = Wish(self._budgets(precision, base.tower), (precision,), "speed", unproven=True)
         result = compress_tower(bench, wish, Steps(lambda step, seconds: tell(step)))
         if not result.unproven:
             raise CheckFailed(f"{bundle.root}: no engine is built. {'; '.join(result.refusals)}.")
@@ -250,6 +251,31 @@ def _replay(bundle: Bundle, variant: Variant, model: ir.Model, threads: int | No
         raise CheckFailed(f"{variant.id}: {error}. No engine is built.") from error
 
 
+def _replay_detector(bundle: Bundle, variant: Variant, model: ir.Model, threads: int | None) -> None:
+    """The same of a detector: regions, boxes and scores. Raises CheckFailed."""
+    import tempfile
+
+    from edgeclip.export.compress.bench import HALF
+    from edgeclip.export.precision.typed import rounded
+    from edgeclip.export.weights import save_graphs
+    from edgeclip.runtime.engines import EngineOptions, open_engine
+    from edgeclip.runtime.replay import read_golden, replay_tower
+
+    # bytes are those of TensorRT, which sums them in 32 bits
+    options = EngineOptions(threads=threads, session_options={"session.disable_quant_qdq": "1"})
+    with tempfile.TemporaryDirectory(prefix="edgeclip-") as scratch:
+        folder = Path(scratch)
+        exact = rounded(model) if variant.axes.precision in HALF else model.clone()
+        (name, *_) = save_graphs([(variant.id, exact)], folder, "detector")[variant.id]
+        engine = open_engine("onnxruntime-cpu", folder / name, variant, options)
+        try:
+            replay_tower(bundle, engine, read_golden(bundle))
+        except CheckFailed as error:
+            raise CheckFailed(f"{variant.id}: {error}. No engine is built.") from error
+        finally:
+            engine.close()
+
+
 def _alone(bundle: Bundle, base: Variant) -> tuple[Bundle, Variant, Variant]:
     """-> (the bundle with one tower and what its figures compare, the float graph that they are to, the base as it is there)."""
     from edgeclip.export.compress.bench import float_variants
@@ -262,7 +288,7 @@ def _alone(bundle: Bundle, base: Variant) -> tuple[Bundle, Variant, Variant]:
     manifest = replace(
         manifest,
         variants=tuple(kept),
-        preprocessing=manifest.preprocessing if base.tower == "image" else None,
+        preprocessing=None if base.tower == "text" else manifest.preprocessing,
         text=manifest.text if base.tower == "text" else None,
     )
     return replace(bundle, manifest=manifest), plain, kept[-1]

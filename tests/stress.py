@@ -47,6 +47,12 @@ def plant_outliers(model: Clip, magnitude: float = 1400) -> None:
     model.config = config
 
 
+def plant_trunk_outliers(trunk: ImageTower, magnitude: float = 1400) -> None:
+    """The same in an image tower that stands alone, as a detector's does; its config is left as it is."""
+    _raise_norm_outputs(trunk, magnitude)
+    _scale_stream(trunk, _power_of_two(magnitude / max(float(x.abs().max()) for x in streams(trunk))))
+
+
 def plant_overflow(tower: ImageTower | TextTower, peak: float = 2e5) -> None:
     """Raise one tower's residual stream to about `peak`, beyond fp16's 65,504, as SigLIP's is. In place.
 

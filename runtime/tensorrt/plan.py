@@ -118,10 +118,12 @@ def _converted(
 ) -> list[Candidate]:
     first = bases[0]
     if first.axes.head != "embeddings":
-        raise EngineError(
-            f"{bundle.root}: its {_what(first)} is in fp32 only. Bake the labels on a compressed variant: edgeclip compress "
-            f"BUNDLE -o SMALL --precision {precision} --unproven, then edgeclip bake SMALL -o OUT --variant ID."
-        )
+        small = f"edgeclip compress BUNDLE -o SMALL --precision {precision} --unproven"
+        if first.tower == "detector":
+            how = f"Compress the detector, which converts its heads as well: {small}."
+        else:
+            how = f"Bake the labels on a compressed variant: {small}, then edgeclip bake SMALL -o OUT --variant ID."
+        raise EngineError(f"{bundle.root}: its {_what(first)} is in fp32 only. {how}")
     if converter is None:
         raise EngineError(
             f"{bundle.root}: its {_what(first)} is in fp32 only. To convert it: edgeclip build {bundle.root} "

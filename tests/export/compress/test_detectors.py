@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeclip.bundle import Bundle, Detection, Port, open_bundle
 from edgeclip.cli import run
-from edgeclip.errors import InputError
+from edgeclip.errors import CheckFailed, InputError
 from edgeclip.export.compress.api import CompressSettings, NothingFits, compress_bundle
 from edgeclip.export.compress.budget import of_tower, parse_budgets
 from edgeclip.export.compress.data import read_data
@@ -23,6 +23,9 @@ from edgeclip.export.compress.regions import RegionJudge, seen, side_by_side
 from edgeclip.export.derive import read_graph
 from edgeclip.export.linears import in_heads, linears
 from edgeclip.export.precision import METHODS, Request, convert
+from edgeclip.export.prepare import Converter
+from edgeclip.runtime import replay
+from edgeclip.runtime.tensorrt.library import Library
 from edgeclip.runtime.verify import verify
 from tests.export.compress.scenes import OUTPUTS, REGIONS, make_scenes
 from tests.export.compress.small import DIM
@@ -207,3 +210,47 @@ def test_the_report_and_inspect_say_it(
     assert 0 < variants[0]["fidelity"]["detection"]["score_max"] < 0.2
     assert run(["compress", str(out), "--measure-only", "--json", "--threads", "1"]) == 0
     assert "detector-int8" in json.loads(capsys.readouterr().out)["variants"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_detector_is_converted_beside_its_engine(
+    precision: str, scenes: Bundle, classes: Path, tmp_path: Path
+) -> None:
+    """With boxes and scores in the manifest; TensorRT-RTX reads it, where it is installed."""
+    rtx, base = Library("tensorrt-rtx", None, "1.7.1.116"), scenes.manifest.variants[0]
+    asked = {"library": rtx, "archs": ("sm89",), "folder": tmp_path, "tell": lambda step: None}
+    made = Converter(images=classes, threads=1).convert(scenes, base, precision, **asked).variant
+    assert made.fidelity is not None
+    assert made.fidelity.detection is not None
+    assert 0 < made.fidelity.detection.box_mean < 0.01
+    if precision == "fp16":
+        strict = Converter(images=classes, budgets=parse_budgets(["box=1e-7"]), threads=1)
+        with pytest.raises(CheckFailed, match=r"no engine is built\..*box .*, at most 1e-07 allowed"):
+            strict.convert(scenes, base, precision, **asked)
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX builds without a GPU; not installed")
+    from edgeclip.runtime.tensorrt.builder import build
+    from edgeclip.runtime.tensorrt.library import load_library
+    from edgeclip.runtime.tensorrt.profiles import profiles_for
+    from edgeclip.runtime.tensorrt.record import BuildOptions
+
+    options = BuildOptions(profiles_for(made, scenes.manifest, [(1, 1, 2)]), ("sm86",))
+    built = build(load_library("tensorrt-rtx"), tmp_path / made.files[0], made, options)
+    assert precision in built.network.products
+
+
+def test_a_graph_far_from_the_golden_regions_builds_no_engine(
+    scenes: Bundle, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx, base = Library("tensorrt-rtx", None, "1.7.1.116"), scenes.manifest.variants[0]
+    plain = replay.read_golden
+
+    def moved(bundle: Bundle) -> dict[str, Any]:
+        return {k: v + 0.1 if k == "detector/boxes" else v for k, v in plain(bundle).items()}
+
+    monkeypatch.setattr(replay, "read_golden", moved)
+    with pytest.raises(
+        CheckFailed, match=r"detector-fp16: boxes are 1\.0e-01 from the golden ones on average.*No engine"
+    ):
+        Converter(images=classes, threads=1).convert(
+            scenes, base, "fp16", rtx, ("sm89",), tmp_path, lambda step: None
+        )
