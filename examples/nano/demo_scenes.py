@@ -14,14 +14,15 @@ EXAMPLES = Path(__file__).parents[1]
 SIZE = (512, 400)  # width, height
 # scene -> (picture, left, top, longer side), in pixels
 LAYOUTS = {
-    "garden": (
-        ("tree", 8, 40, 190),
-        ("house", 200, 70, 150),
-        ("umbrella", 372, 24, 110),
-        ("bicycle", 40, 262, 130),
-        ("cat", 196, 268, 110),
-        ("car", 330, 300, 160),
-        ("butterfly", 352, 170, 84),
+    "park": (
+        ("train", 20, 210, 150),
+        ("poodle", 200, 250, 110),
+        ("sparkler", 390, 210, 100),
+        ("waning-gibbous-moon", 400, 20, 84),
+        ("socks", 330, 300, 76),
+        ("person-cartwheeling", 40, 30, 120),
+        ("flag-algeria", 210, 60, 130),
+        ("poodle", 452, 344, 48),
     ),
     "table": (
         ("apple", 30, 40, 100),
@@ -40,7 +41,7 @@ def backdrop(name: str) -> Image.Image:
     """Sky over grass, or boards of wood."""
     width, height = SIZE
     ramp = np.linspace(0, 1, height)[:, None, None]
-    if name == "garden":
+    if name == "park":
         sky, grass = np.array([150, 200, 245]), np.array([120, 185, 95])
         rows = np.where(ramp < 0.55, sky + 60 * ramp, grass - 40 * (ramp - 0.55))
         return Image.fromarray(np.broadcast_to(rows, (height, width, 3)).clip(0, 255).astype(np.uint8))

@@ -17,7 +17,7 @@ from evaluate_detection import Found, asked, average_precision, best_threshold
 from numpy.typing import NDArray
 from recipe import LICENCE
 from scene_features import Objects, Stored, store, teachers, unpack
-from scenes import drawings, trained
+from scenes import drawings, held_out, trained
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,26 +61,18 @@ class Scenes:
         self.model, self.batch_size, self.seed = model, recipe.batch_size, recipe.seed
         folder = Path(recipe.data)
         shown = drawings(folder, "training", trained)
-        held_out = drawings(folder, "training", lambda item: item["split"] == "validation")
+        others = drawings(folder, "training", held_out)
         assert model.detector is not None
         head = model.detector.head
         self.centres, self.strides = head.centres.numpy(), head.strides.numpy()
         self.names = sorted(shown.by_name)
         self.row = {name: row for row, name in enumerate(self.names)}
-        self.tokenizer = Tokenizer.from_str(source.tokenizer_json.decode())
-        self.texts = torch.stack([self.vectors([t.format(n) for n in self.names]) for t in TEMPLATES])
+        self.source = source
+        self.texts = torch.stack([vectors(source, [t.format(n) for n in self.names]) for t in TEMPLATES])
         self.teachers = teachers(folder / "scenes" / "teachers.npy", model, shown)
-        self.validation = store(folder / "scenes", model, held_out, VALIDATION_SEED, VALIDATION)
+        self.validation = store(folder / "scenes", model, others, VALIDATION_SEED, VALIDATION)
         self.stored = store(folder / "scenes", model, shown, SEED, SCENES)
         self.fingerprint = f"{SCENES} scenes of {len(self.names)} names"
-
-    @torch.no_grad()
-    def vectors(self, texts: list[str]) -> Tensor:
-        """(N, D) of unit length."""
-        length = self.model.config.context_length
-        rows = [torch.tensor(self.tokenizer.encode(text).ids[:length]) for text in texts]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return F.normalize(torch.cat([self.model.encode_text(part) for part in ids.split(512)]), dim=-1)
 
     def batch(self, step: int) -> Batch:
         """Scenes drawn evenly."""
@@ -107,26 +99,42 @@ class Scenes:
         """AP50 on scenes of held-out drawings."""
         assert isinstance(model, NanoCLIP)
         model.eval()
-        found = self._found(model, self.validation)
+        found = find(replace(self.source, model=model), self.validation)
         scores = average_precision(self.validation.objects, found)
         threshold, f1 = best_threshold(self.validation.objects, found)
         return {"score": scores["AP50"], **scores, "threshold": threshold, "F1": f1}
 
-    def _found(self, model: NanoCLIP, stored: Stored) -> list[Found]:
-        assert model.detector is not None
-        prompts = asked(stored.objects, others=20, seed=0)
-        found = []
-        for start in range(0, len(stored.objects), 10):
-            values = stored.read(np.arange(start, start + 10))
-            regions = model.detector.head(unpack(model, torch.from_numpy(values)))
-            unit = F.normalize(regions.embeddings, dim=-1)
-            for i, names in enumerate(prompts[start : start + 10]):
-                logits = (
-                    regions.scales[i, :, None] * unit[i] @ self.vectors(names).T + regions.biases[i, :, None]
-                )
-                scores = (torch.sigmoid(logits) * regions.objectness[i, :, None]).numpy()
-                found.append(_best((regions.boxes[i] * 256).numpy(), scores, names))
-        return found
+
+@torch.no_grad()
+def vectors(source: Source, texts: list[str]) -> Tensor:
+    """(N, D) of unit length."""
+    tokenizer = Tokenizer.from_str(source.tokenizer_json.decode())
+    assert source.text is not None
+    rows = [torch.tensor(tokenizer.encode(text).ids[: source.text.context_length]) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return F.normalize(torch.cat([source.model.encode_text(part) for part in ids.split(512)]), dim=-1)
+
+
+@torch.no_grad()
+def find(source: Source, stored: Stored) -> list[Found]:
+    """What a model finds in stored scenes, each asked for its names and 20 others."""
+    model = source.model
+    assert isinstance(model, NanoCLIP)
+    assert model.detector is not None
+    prompts = asked(stored.objects, others=20, seed=0)
+    every = sorted({name for names in prompts for name in names})
+    texts = dict(zip(every, vectors(source, every), strict=True))
+    found = []
+    for start in range(0, len(stored.objects), 10):
+        values = stored.read(np.arange(start, start + 10))
+        regions = model.detector.head(unpack(model, torch.from_numpy(values)))
+        unit = F.normalize(regions.embeddings, dim=-1)
+        for i, names in enumerate(prompts[start : start + 10]):
+            cosines = unit[i] @ torch.stack([texts[name] for name in names]).T
+            logits = regions.scales[i, :, None] * cosines + regions.biases[i, :, None]
+            scores = (torch.sigmoid(logits) * regions.objectness[i, :, None]).numpy()
+            found.append(_best((regions.boxes[i] * 256).numpy(), scores, names))
+    return found
 
 
 def _best(boxes: NDArray[np.float32], scores: NDArray[np.float32], names: list[str]) -> Found:

@@ -60,6 +60,11 @@ def trained(item: dict[str, Any]) -> bool:
     return item["split"] == "train" and not held_back(item["name"])
 
 
+def held_out(item: dict[str, Any]) -> bool:
+    """Whether it stands in the scenes that choose the checkpoint, and the threshold."""
+    return bool(item["split"] == "validation")
+
+
 def drawings(folder: Path, kind: str, keep: Callable[[dict[str, Any]], bool]) -> Drawings:
     """What prepare.py stored as `kind`.* and `keep` takes; clip art is drawn a fifth of the time at most."""
     items = json.loads((folder / f"{kind}.json").read_text())

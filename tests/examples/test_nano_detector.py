@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+import edgeclip
 from edgeclip.models.sources import load_source
 from edgeclip.models.training import train, with_settings
 from edgeclip.models.training.checkpoint import write_source
@@ -43,7 +44,7 @@ def nano(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "training.json").write_text(json.dumps(items))
     np.save(tmp_path / "training.npy", np.stack([drawing(name) for name, _ in rows]))
     sys.path.insert(0, str(NANO))
-    names = ("scenes", "scene_features", "evaluate_detection", "detector", "recipe", "tokenizer")
+    names = ("scenes", "scene_features", "evaluate_detection", "detector", "calibrate", "recipe", "tokenizer")
     yield SimpleNamespace(folder=tmp_path, **{name: importlib.import_module(name) for name in names})
     sys.path.remove(str(NANO))
 
@@ -142,6 +143,24 @@ def test_prompts_hold_what_is_there_and_others(nano: Any) -> None:
         assert len(set(names)) == len(names)
 
 
+def test_every_method_of_the_table_answers(nano: Any) -> None:
+    drawings = nano.scenes.drawings(nano.folder, "training", lambda item: item["split"] == "train")
+    scene = nano.scenes.compose(drawings, 1, 3, varied=False)
+    evaluate = nano.evaluate_detection
+    with edgeclip.load("nano") as model:
+        found = {
+            name: evaluate.METHODS[name](model, scene, NAMES)
+            for name in ("detector", "crops", "true boxes", "chance")
+        }
+    for name, seen in found.items():
+        assert len(seen.boxes) == len(seen.scores) == len(seen.names) > 0, name
+        assert set(seen.names) <= set(NAMES)
+    assert {tuple(box) for box in found["true boxes"].boxes.tolist()} <= {
+        tuple(b) for b in scene.boxes.tolist()
+    }
+    np.testing.assert_array_equal(found["chance"].boxes, scene.boxes)
+
+
 def test_trains_the_head_and_nothing_else(nano: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nano.tokenizer.train(tmp_path)
     config = replace(
@@ -172,5 +191,14 @@ def test_trains_the_head_and_nothing_else(nano: Any, tmp_path: Path, monkeypatch
     assert after.detection.preprocessing.size == (256, 256)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {"finding", "placing", "naming", "asking", "resembling"} <= {key for line in lines for key in line}
+    monkeypatch.setattr(nano.calibrate, "VALIDATION", 10)
+    shift, threshold = nano.calibrate.calibrate(tmp_path, str(result.model), tmp_path / "model", range(2, 3))
+    ready = load_source(str(tmp_path / "model"))
+    assert shift == 2
+    assert ready.digest == before.digest
+    assert ready.detection is not None
+    assert ready.detection.threshold == threshold
+    one, other = (source.model.detector.head.output.bias.detach() for source in (after, ready))  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(other - one, torch.tensor([0.0] * 5 + [2.0] + [0.0] * 4))
     head = after.model.detector.head  # type: ignore[union-attr]
     assert float(head.output.weight.detach().abs().max()) > 0, "an untrained head has zeros there"  # type: ignore[union-attr, operator]
