@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from edgeclip.models.training.data.mosaics import MosaicBatch
 from edgeclip.models.training.encode_regions import encode_mosaics
 from edgeclip.models.training.objectives.grounding import grounding
 from edgeclip.models.training.objectives.info_nce import info_nce
+from edgeclip.models.training.objectives import region_text as module
 from edgeclip.models.training.objectives.region_text import region_text
 from tests.training.tiny import TINY
 
@@ -47,6 +49,20 @@ def test_regions_that_are_not_told_apart_cost_ln_of_their_number() -> None:
     texts = torch.eye(8, dtype=torch.float64).view(4, 2, 8)
     # Every logit is 10 / sqrt(8): ln 8 in both directions.
     assert region_text(same, texts, ones(4, 2), TEN).item() == pytest.approx(math.log(8), abs=1e-12)
+
+
+def test_texts_that_are_all_alike_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    module._tell.cache_clear()
+    apart = torch.eye(8, dtype=torch.float64).view(4, 2, 8)
+    with caplog.at_level(logging.WARNING):
+        region_text(apart, apart, ones(4, 2), TEN)
+        region_text(apart[:1, :1], apart[:1, :1], ones(1, 1), TEN)  # one region alone has no negatives to lose
+        assert not caplog.messages
+        for _ in range(2):
+            loss = region_text(apart, apart[:1, :1].expand(4, 2, -1), ones(4, 2), TEN)
+    assert loss == 0  # nothing is left to be told apart
+    (message,) = caplog.messages
+    assert "nearly all alike (cosine above 0.9)" in message
 
 
 def test_by_hand_with_a_filtered_negative() -> None:

@@ -17,7 +17,7 @@ RECIPE = Recipe(
     batches="regions",
     encode="regions",
     augmentation=Augmentation(crop_scale=(1.0, 1.0)),  # the whole picture, as the runtime lays it out
-    objectives=(("info_nce", 1.0), ("region_text", 1.0), ("grounding", 1.0)),
+    objectives=(("info_nce", 1.0), ("region_text", 1.0), ("grounding", 100.0)),
     steps=10_000,
     batch_size=256,
     learning_rate=5e-5,
