@@ -46,7 +46,9 @@ class Settings:
     server_batch: int = 8  # queries that may be merged into one call
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     cold_starts: int = 5  # fresh processes of each kind
-    labels: tuple[str, ...] = ()  # classify, detect; (): those baked into the bundle, else twenty of edgeclip's own
+    labels: tuple[
+        str, ...
+    ] = ()  # classify, detect; (): those baked into the bundle, else twenty of edgeclip's own
     index_size: int = 10_000  # search: unit vectors that a query is compared with
     seed: int = 0  # which inputs a query gets, and when it arrives
 

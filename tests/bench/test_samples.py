@@ -88,7 +88,9 @@ def test_bad_folders_are_refused_in_one_line(tmp_path: Path, settings: Settings)
         load_inputs(tmp_path, "classify", settings)
     with pytest.raises(InputError, match=r"task 'embed-text' reads texts, no pictures\. Drop --images\.$"):
         load_inputs(tmp_path, "embed-text", settings)
-    with pytest.raises(InputError, match=r"^task 'segment': no such task\. Choose one of classify, detect, embed, "):
+    with pytest.raises(
+        InputError, match=r"^task 'segment': no such task\. Choose one of classify, detect, embed, "
+    ):
         load_inputs(None, "segment", settings)
 
 

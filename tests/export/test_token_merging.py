@@ -139,7 +139,9 @@ def test_equal_tokens_merge_without_a_trace(pool: str, monkeypatch: pytest.Monke
         return None
 
     if pool == "avg":
-        monkeypatch.setattr(clip_towers.TracedImage, "_pool", broken(clip_towers.TracedImage._pool, "(x * size)", "x"))
+        monkeypatch.setattr(
+            clip_towers.TracedImage, "_pool", broken(clip_towers.TracedImage._pool, "(x * size)", "x")
+        )
     else:
         monkeypatch.setattr(clip_towers, "attention_bias", none)
         monkeypatch.setattr(token_merging, "attention_bias", none)

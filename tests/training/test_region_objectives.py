@@ -14,9 +14,9 @@ from edgeclip.models.clip import Clip
 from edgeclip.models.regions import RegionEncoder
 from edgeclip.models.training.data.mosaics import MosaicBatch
 from edgeclip.models.training.encode_regions import encode_mosaics
+from edgeclip.models.training.objectives import region_text as module
 from edgeclip.models.training.objectives.grounding import grounding
 from edgeclip.models.training.objectives.info_nce import info_nce
-from edgeclip.models.training.objectives import region_text as module
 from edgeclip.models.training.objectives.region_text import region_text
 from tests.training.tiny import TINY
 
@@ -56,7 +56,9 @@ def test_texts_that_are_all_alike_are_told_once(caplog: pytest.LogCaptureFixture
     apart = torch.eye(8, dtype=torch.float64).view(4, 2, 8)
     with caplog.at_level(logging.WARNING):
         region_text(apart, apart, ones(4, 2), TEN)
-        region_text(apart[:1, :1], apart[:1, :1], ones(1, 1), TEN)  # one region alone has no negatives to lose
+        region_text(
+            apart[:1, :1], apart[:1, :1], ones(1, 1), TEN
+        )  # one region alone has no negatives to lose
         assert not caplog.messages
         for _ in range(2):
             loss = region_text(apart, apart[:1, :1].expand(4, 2, -1), ones(4, 2), TEN)

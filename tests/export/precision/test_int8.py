@@ -202,7 +202,9 @@ def test_weights_stored_as_fp16_and_a_norm_that_others_read() -> None:
     model.graph.append(sink)
     model.graph.outputs.append(sink.outputs[0])
     sink.outputs[0].shape, sink.outputs[0].type, sink.outputs[0].name = layer.x.shape, layer.x.type, "seen"
-    every = frozenset(one.name for one in linears(model)[:-1])  # with two outputs most layers would be in a head
+    every = frozenset(
+        one.name for one in linears(model)[:-1]
+    )  # with two outputs most layers would be in a head
     report = convert(model, "int8", Request(inputs=PIXELS, layers=every)).reports[0]
     assert "its input is read by something else, too" in report.near_misses[0]
 
