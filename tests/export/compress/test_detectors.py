@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip.bundle import Bundle, Detection, Port, open_bundle
+from edgeclip.bundle import Bundle, Detection, Fidelity, Port, open_bundle
 from edgeclip.cli import run
 from edgeclip.errors import CheckFailed, InputError
 from edgeclip.export.compress.api import CompressSettings, NothingFits, compress_bundle
@@ -25,6 +25,7 @@ from edgeclip.export.linears import in_heads, linears
 from edgeclip.export.precision import METHODS, Request, convert
 from edgeclip.export.prepare import Converter
 from edgeclip.runtime import replay
+from edgeclip.runtime.engines import EngineOptions, open_variant
 from edgeclip.runtime.tensorrt.library import Library
 from edgeclip.runtime.verify import verify
 from tests.export.compress.scenes import OUTPUTS, REGIONS, make_scenes
@@ -105,6 +106,26 @@ def test_every_head_is_written_and_states_what_its_regions_lose(
             logits = small[2][..., None] * (small[1] @ vectors.T) + small[3][..., None]
             np.testing.assert_allclose(alike[1], logits, rtol=0, atol=1e-4)
     assert all(v.fidelity == figures for v in made)
+    _check_what_verify_allows(report.bundle, figures)
+
+
+def _check_what_verify_allows(bundle: Bundle, figures: Fidelity) -> None:
+    """Boxes twice as far as a hundredth of the side, or as what the variant states."""
+    golden = replay.read_golden(bundle)
+    moved = {k: v + 0.03 if k == "detector/boxes" else v for k, v in golden.items()}
+    assert figures.detection is not None
+    honest = replace(figures, detection=replace(figures.detection, box_mean=0.02))
+    for one in bundle.manifest.variants[:3]:
+        engine = open_variant("onnxruntime-cpu", bundle, one, EngineOptions(threads=1))
+        try:
+            with pytest.raises(
+                CheckFailed, match=r"boxes are 3\.0e-02 from the golden ones on average, 2e-02 is allowed"
+            ):
+                replay.replay_tower(bundle, engine, moved)
+            engine.variant = replace(one, fidelity=honest)
+            replay.replay_tower(bundle, engine, moved)
+        finally:
+            engine.close()
 
 
 def test_the_labels_travel_where_the_float_graphs_do_not(
