@@ -95,6 +95,11 @@ def test_cells_answer_for_the_nearest_that_fits(nano: Any) -> None:
     np.testing.assert_array_equal(centres[target == 0], [[108, 108], [116, 108], [108, 116], [116, 116]])
     away = np.abs(centres[target == 1] - 110)
     assert away.max() < 1.5 * 32
+    # one upon the other, on one grid: the smaller keeps its cells, in whatever order they come
+    both = np.array([[60, 60, 100, 100], [40, 40, 120, 120]], np.float32)
+    for order in ([0, 1], [1, 0]):
+        target = nano.detector.assign(both[order], centres, strides[:, 0])
+        assert set(target[(centres == [72, 72]).all(1)]) == {order.index(0)}
 
 
 def test_overlaps_by_hand(nano: Any) -> None:
@@ -130,6 +135,9 @@ def test_threshold_by_hand(nano: Any) -> None:
     threshold, f1 = evaluate.best_threshold(truth, found)
     assert threshold == pytest.approx(0.4)
     assert f1 == pytest.approx(2 * 2 / (3 + 2))
+    # a dog beside it, an IoU of a third, is none
+    beside = [replace(found[0], boxes=boxes + np.float32([[0], [0], [25], [25]]) * np.float32([1, 0, 1, 0]))]
+    assert evaluate.best_threshold(truth, beside)[1] == pytest.approx(2 * 1 / (1 + 2))
 
 
 def test_prompts_hold_what_is_there_and_others(nano: Any) -> None:
