@@ -110,7 +110,10 @@ def _takes(op_type: str, opset: int, dtype: ir.DataType) -> bool:
     float_inputs = [
         kinds for port in schema.inputs if "tensor(float)" in (kinds := allowed.get(port.type_str, ()))
     ]
-    return all(f"tensor({dtype.name.lower()})" in kinds for kinds in float_inputs)
+    plain = any(
+        port.type_str == "tensor(float)" for port in schema.inputs
+    )  # Resize's scales, whatever its data is
+    return not plain and all(f"tensor({dtype.name.lower()})" in kinds for kinds in float_inputs)
 
 
 def retype(model: ir.Model, dtype: ir.DataType, wide: Set[str]) -> int:

@@ -6,11 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch.nn import functional as F
 
 from edgeclip.bundle import Detection
+from edgeclip.export.observe import outputs_of
+from edgeclip.export.precision import Request, convert
+from edgeclip.export.precision.islands import far
+from edgeclip.export.precision.typed import rounded
 from edgeclip.export.samples import made_up_pictures, pixels_of
 from edgeclip.models.source import Source
 from tests.export.sources import nano_source
@@ -62,3 +67,22 @@ def test_its_convolutions_are_stored_once(graph: onnx.ModelProto) -> None:
 
 def _tensors(model: onnx.ModelProto) -> set[bytes]:
     return {tensor.raw_data for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("method", ["fp16", "int8"])
+def test_in_fewer_bits(method: str, source: Source, graph: onnx.ModelProto) -> None:
+    """fp16: an operator that takes its scales in fp32 alone stays there. int8: what every size of the pyramid reads has no one range."""
+    assert source.detection is not None
+    assert source.detection.preprocessing is not None
+    pixels = pixels_of(made_up_pictures(4), source.detection.preprocessing)
+    model = ir.from_proto(graph)
+    found = convert(model, method, Request(inputs=pixels, threads=1))
+    if method == "int8":
+        assert (found.reports[1].name, found.reports[1].changed) == ("int8", 0)
+        assert "stages.0.weight: its kernel is read 2 times" in found.reports[1].near_misses[0]
+        return
+    want, got = (outputs_of(one, pixels, threads=1) for one in (model, rounded(found.model)))
+    assert 1e-4 < far(want, got) < 0.01
+    onnx.checker.check_model(ir.to_proto(found.model), full_check=True)
+    (resize, *_) = (node for node in found.model.graph if node.op_type == "Resize")
+    assert {value.dtype for value in resize.inputs if value is not None} == {ir.DataType.FLOAT}
