@@ -156,7 +156,7 @@ def test_bundles_of_before_open_as_they_did(toy: Bundle) -> None:
     """1.1 has no `reports`; and what reads 1.1 passes the new field over."""
     text = (toy.root / "bundle.json").read_text()
     body = text.rpartition(',\n "digest"')[0].replace(
-        '"version": [\n  1,\n  2\n ]', '"version": [\n  1,\n  1\n ]'
+        '"version": [\n  1,\n  3\n ]', '"version": [\n  1,\n  1\n ]'
     )
     assert body != text.rpartition(',\n "digest"')[0]
     old = body.replace(' "reports": [],\n', "")

@@ -59,7 +59,7 @@ def test_a_run_prints_its_report_and_keeps_it(asked: list[Any], toy: Path, edgec
     assert said.code == 0
     assert "single-stream" in said.out
     assert said.err.splitlines()[:2] == ["edgeclip: single-stream 1/3, about 65 s left", "edgeclip: cold"]
-    assert asked == [(str(toy), preset("standard"), None)]
+    assert asked == [(str(toy), preset("standard", task="auto"), None)]
     (kept,) = open_bundle(toy).cache.glob("reports/*.json")
     assert said.err.splitlines()[2] == f"edgeclip: kept as {kept}"
     assert open_report(kept) == report_of(toy)
@@ -97,10 +97,11 @@ def test_options_become_settings(asked: list[Any], toy: Path, photos: Path, edge
         found: Settings = asked[-1][1]
         return found
 
-    assert settings("--quick") == preset("quick")
-    assert settings("--full") == preset("full")
+    assert settings("--quick") == preset("quick", task="auto")
+    assert settings("--full") == preset("full", task="auto")
     assert settings("--scenario", "server", "--rate", 5, "--bound", 20, "--batch", 4) == preset(
         "standard",
+        task="auto",
         scenarios=("server",),
         server_rate_per_s=5,
         server_bound_ms=20,
@@ -120,12 +121,24 @@ def test_options_become_settings(asked: list[Any], toy: Path, photos: Path, edge
         "--min-seconds", 3, "--launches", 2, "--min-queries", 9, "--part-seconds", 0.5, "--seed", 4
     )
     assert found == preset(
-        "standard", min_seconds=3, max_seconds=9, launches=2, min_queries=9, part_seconds=0.5, seed=4
+        "standard",
+        task="auto",
+        min_seconds=3,
+        max_seconds=9,
+        launches=2,
+        min_queries=9,
+        part_seconds=0.5,
+        seed=4,
     )
     assert settings("--min-seconds", 3, "--max-seconds", 4).max_seconds == 4
     found = settings("--engine", "tensorrt,onnxruntime-cpu", "--variant", "a", "--threads", 3, "--exact")
     assert found == preset(
-        "standard", engines=("tensorrt", "onnxruntime-cpu"), variants=("a",), threads=3, decode="exact"
+        "standard",
+        task="auto",
+        engines=("tensorrt", "onnxruntime-cpu"),
+        variants=("a",),
+        threads=3,
+        decode="exact",
     )
     assert settings("--require", "tensorrt").engines == ("tensorrt",)
     assert settings("--labels", "a cat, a dog", "--task", "classify").labels == ("a cat", "a dog")
@@ -150,7 +163,7 @@ def test_a_bundle_called_like_a_verb(
     [
         (["bench"], "Missing argument 'BUNDLE'. See `edgeclip bench --help`."),
         (["bench", "nano", "--quick", "--full"], "--quick and --full: expected one of them."),
-        (["bench", "nano", "--task", "detect"], "task 'detect': no such task. Choose one of classify, "),
+        (["bench", "nano", "--task", "segment"], "task 'segment': no such task. Choose one of classify, "),
         (["bench", "nano", "--scenario", "x"], "Invalid value for '--scenario': 'x' is not one of"),
         (["bench", "nano", "--engine", "a", "--require", "b"], "--engine a and --require b: expected one of them."),
         (["bench", "nano", "--scenario", "none", "--skip", "all"], "nothing to measure"),

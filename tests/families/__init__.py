@@ -49,10 +49,10 @@ class Written:
     # texts -> (N, L) ids, cut and padded to the context length
     tokenize: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
     prepare: Callable[[Image.Image], NDArray[np.float32]] | None = None  # RGB picture -> (3, H, W)
-    detect: Callable[[torch.Tensor, torch.Tensor], Detected] | None = None  # normalised pixels and (P, L) ids
     # Largest difference of unit vectors that is noise here; where it is not the default, the module says what was measured.
     tolerance: float = 1e-6
     load: dict[str, Any] | None = None  # further arguments of load_source
+    detect: Callable[[torch.Tensor, torch.Tensor], Detected] | None = None  # normalised pixels and (P, L) ids
 
 
 Write = Callable[[Path, Size], Written]

@@ -221,8 +221,9 @@ def test_keys_left_out_take_their_image_processors_defaults(kind: str, ending: s
     import transformers
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind + ending}))
-    spec = read_preprocessing(tmp_path, (224, 224))
     theirs = getattr(transformers, f"{kind}Pil")()
+    size = theirs.size if "height" in theirs.size else {"height": 224, "width": 224}
+    spec = read_preprocessing(tmp_path, (size["height"], size["width"]))
     with Image.open(pictures(tmp_path / "pictures", 1)[0]) as opened:
         picture = opened.convert("RGB")
     want = theirs(picture, return_tensors="np")["pixel_values"][0]

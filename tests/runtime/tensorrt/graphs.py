@@ -26,6 +26,7 @@ def parsed(model: ir.Model) -> Iterator[tuple[Any, Any, Any]]:
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    ir.external_data.load_to_model(model)
     assert parser.parse(ir.to_proto(model).SerializeToString()), parser.get_error(0).desc()
     yield trt, builder, network
 
