@@ -137,69 +137,88 @@ def best_threshold(truth: Sequence[Truth], found: Sequence[Found]) -> tuple[floa
     return scores[order[best]], float(f1[best])
 
 
-def detector(model: Any, scene: Scene, names: list[str]) -> Found:
-    """The bundle's own detector."""
-    found = model.detect(scene.picture, names, threshold=LEAST, max_detections=MOST)
-    return Found(found.boxes, found.scores, found.names)
+@dataclass(frozen=True)
+class Crops:
+    """Parts of a scene as the classifier sees them. M boxes."""
+
+    boxes: NDArray[np.float32]  # (M, 4) xyxy pixels
+    embeddings: NDArray[np.float32]  # (M, D)
+    weights: NDArray[np.float32] | float = 1.0  # (M,) with which their scores are multiplied
+
+    def ask(self, model: Any, names: list[str]) -> Found:
+        """Each crop's names."""
+        cosines = self.embeddings @ model.make_labels(names).vectors.T
+        logits = model.bundle.manifest.logit_scale * cosines
+        scores = np.exp(logits - logits.max(1, keepdims=True))
+        scores *= np.broadcast_to(self.weights, len(scores))[:, None] / scores.sum(1, keepdims=True)
+        rows, labels = np.nonzero(scores > LEAST)
+        values = scores[rows, labels]
+        kept = nms(self.boxes[rows], values, labels, 0.5, most=MOST)
+        return Found(self.boxes[rows[kept]], values[kept], [names[i] for i in labels[kept].tolist()])
 
 
-def windows(model: Any, scene: Scene, names: list[str]) -> Found:
-    """Every window of 32, 64 and 128 pixels, half a window apart, as the classifier sees it."""
+@dataclass(frozen=True)
+class Regions:
+    """A scene as the bundle's own detector sees it."""
+
+    seen: Any  # its proposals
+
+    def ask(self, model: Any, names: list[str]) -> Found:
+        """Its detections."""
+        found = model.detect_in(self.seen, names, threshold=LEAST, max_detections=MOST)
+        return Found(found.boxes, found.scores, found.names)
+
+
+@dataclass(frozen=True)
+class Lot:
+    """The boxes that are there."""
+
+    boxes: NDArray[np.float32]
+
+    def ask(self, model: Any, names: list[str]) -> Found:
+        """Names by lot."""
+        rng = np.random.default_rng(int(self.boxes.sum()))
+        drawn = [names[i] for i in rng.integers(len(names), size=len(self.boxes)).tolist()]
+        return Found(self.boxes, rng.random(len(self.boxes)).astype(np.float32), drawn)
+
+
+def crops_of(
+    model: Any, scene: Scene, boxes: NDArray[np.float32], weights: NDArray[np.float32] | None = None
+) -> Crops:
+    """Each box cut out and embedded; those of less than three pixels are left out."""
+    corners = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).clip(0, SIDE).astype(int)
+    good = (corners[:, 2:] - corners[:, :2] > 2).all(1)
+    pieces = [scene.picture[y0:y1, x0:x1] for x0, y0, x1, y1 in corners[good].tolist()]
+    return Crops(
+        boxes[good], model.embed_images(pieces, batch_size=64), 1.0 if weights is None else weights[good]
+    )
+
+
+def windows(model: Any, scene: Scene) -> Crops:
+    """Every window of 32, 64 and 128 pixels, half a window apart."""
     boxes = [
         (x, y, x + side, y + side)
         for side in (32, 64, 128)
         for y in range(0, SIDE - side + 1, side // 2)
         for x in range(0, SIDE - side + 1, side // 2)
     ]
-    return _classified(model, scene, np.array(boxes, np.float32), names)
+    return crops_of(model, scene, np.array(boxes, np.float32))
 
 
-def crops(model: Any, scene: Scene, names: list[str]) -> Found:
-    """The detector's surest boxes, as the classifier sees them."""
+def crops(model: Any, scene: Scene) -> Crops:
+    """The detector's surest boxes."""
     seen = model.propose(scene.picture)
     apart = nms(seen.boxes, seen.objectness, np.zeros(len(seen), np.int64), 0.5, most=40)
-    return _classified(model, scene, seen.boxes[apart], names, seen.objectness[apart])
+    return crops_of(model, scene, seen.boxes[apart], seen.objectness[apart])
 
 
-def true_boxes(model: Any, scene: Scene, names: list[str]) -> Found:
-    """The boxes that are there, as the classifier sees them."""
-    return _classified(model, scene, scene.boxes, names)
-
-
-def chance(model: Any, scene: Scene, names: list[str]) -> Found:
-    """The boxes that are there, and names by lot."""
-    rng = np.random.default_rng(int(scene.boxes.sum()))
-    drawn = [names[i] for i in rng.integers(len(names), size=len(scene.boxes)).tolist()]
-    return Found(scene.boxes, rng.random(len(scene.boxes)).astype(np.float32), drawn)
-
-
-def _classified(
-    model: Any,
-    scene: Scene,
-    boxes: NDArray[np.float32],
-    names: list[str],
-    weights: NDArray[np.float32] | float = 1.0,
-) -> Found:
-    corners = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).clip(0, SIDE).astype(int)
-    good = (corners[:, 2:] - corners[:, :2] > 2).all(1)
-    pieces = [scene.picture[y0:y1, x0:x1] for x0, y0, x1, y1 in corners[good].tolist()]
-    if not pieces:
-        return Found(boxes[:0], np.zeros(0, np.float32), [])
-    logits = (
-        model.embed_images(pieces, batch_size=64)
-        @ model.make_labels(names).vectors.T
-        * model.bundle.manifest.logit_scale
-    )
-    scores = np.exp(logits - logits.max(1, keepdims=True))
-    scores /= scores.sum(1, keepdims=True)
-    scores *= np.broadcast_to(weights, len(boxes))[good][:, None]
-    rows, labels = np.nonzero(scores > LEAST)
-    values = scores[rows, labels]
-    kept = nms(boxes[good][rows], values, labels, 0.5, most=MOST)
-    return Found(boxes[good][rows[kept]], values[kept], [names[i] for i in labels[kept].tolist()])
-
-
-METHODS = {f.__name__.replace("_", " "): f for f in (detector, windows, crops, true_boxes, chance)}
+METHODS: dict[str, Callable[[Any, Scene], Regions | Crops | Lot]] = {
+    "detector": lambda model, scene: Regions(model.propose(scene.picture)),
+    "windows": windows,
+    "crops": crops,
+    "true boxes": lambda model, scene: crops_of(model, scene, scene.boxes),
+    "chance": lambda model, scene: Lot(scene.boxes),
+}
 
 
 def main() -> None:
@@ -217,11 +236,12 @@ def main() -> None:
             source = drawings(folder, kind, keep)
             scenes = [compose(source, seed, number, varied=varied) for number in range(count)]
             shown = len({name for scene in scenes for name in scene.names})
+            looked = {name: [METHODS[name](model, scene) for scene in scenes] for name in methods}
             for others in (20, 100):
                 prompts = asked(scenes, others, seed)
                 cells = []
-                for method in methods:
-                    found = [METHODS[method](model, s, p) for s, p in zip(scenes, prompts, strict=True)]
+                for seen in looked.values():
+                    found = [one.ask(model, names) for one, names in zip(seen, prompts, strict=True)]
                     scores = average_precision(scenes, found)
                     cells.append(f"{100 * scores['AP50']:.1f} ({100 * scores['AP']:.1f})")
                 print(f"| {title} ({shown}) | {others} | " + " | ".join(cells) + " |", flush=True)

@@ -157,7 +157,7 @@ def test_every_method_of_the_table_answers(nano: Any) -> None:
     evaluate = nano.evaluate_detection
     with edgeclip.load("nano") as model:
         found = {
-            name: evaluate.METHODS[name](model, scene, NAMES)
+            name: evaluate.METHODS[name](model, scene).ask(model, NAMES)
             for name in ("detector", "crops", "true boxes", "chance")
         }
     for name, seen in found.items():
