@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job on real pictures, with the embedded model and nothing downloaded: classify, embed, search.
+# The main job on real pictures, with the embedded model and nothing downloaded: classify, embed, search, detect.
 set -eu
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")"
@@ -7,5 +7,6 @@ show() { printf '\n$ edgeclip'; printf ' %s' "$@"; printf '\n'; "$bin/edgeclip" 
 show classify pictures --labels @labels.txt --top-k 3
 show embed pictures -o /tmp/edgeclip-demo.npz
 show search pictures "a red fruit" -k 3
+show detect scenes/park.png --prompts 'a poodle, a sparkler, a moon, socks' --threshold 0.2
 printf '\n$ python examples/rank_folder.py examples/pictures "a vehicle"\n'
 "$bin/python" rank_folder.py pictures "a vehicle"

@@ -1,9 +1,10 @@
 """nano's detection head, learned on composed scenes while both towers stay as they are.
 
 Command:  python examples/nano/prepare.py DOWNLOADS SCENES 128
-          edgeclip train examples/nano/detector.py -o runs/nano-detector --set data=SCENES --set init_from=runs/nano/model
-Hours:    see README.md
-Score:    AP50 on 250 scenes of held-out Noto drawings, among the names of a scene and 20 others
+          edgeclip train examples/nano/detector.py -o runs/nano-detector --set data=SCENES --set init_from=runs/nano-towers/model
+          python examples/nano/calibrate.py SCENES runs/nano-detector/model runs/nano/model
+Hours:    0.7 on 2 CPU cores, of which 0.2 for the features of 6,000 scenes
+Score:    0.51 AP50 on 250 scenes of held-out Noto drawings, among the names of a scene and 20 others; 0.55 once calibrated
 """
 
 from __future__ import annotations
