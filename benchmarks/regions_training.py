@@ -2,7 +2,7 @@
 
     python -m benchmarks.regions_training WORK      all runs, then benchmarks/results/regions_training.md; a run that is there stays
 
-Fifteen minutes of one core.
+Eight minutes of one core that does nothing else.
 
 A tiny CLIP learns pictures of one shape each from their captions. It then becomes a region encoder or gets a prompter, and is trained on
 the same captions tiled into mosaics (CLIM), or on scenes of several shapes with boxes, in which eight of the 40 kinds never occur

@@ -4,7 +4,7 @@ The idea and the losses are CLOC's (Chen et al. 2024, arXiv:2410.02746), which h
 architecture is edgeclip's own, and its name is `PromptedClip`: frequencies of the box's corners in powers of two, a pre-norm layer, own
 norm and projection behind it, sigmoid (cx, cy, w, h) in the grounding head, a point as a box without an extent. Its own, too, is that
 every patch says its place in the terms of a box prompt, so that a new prompter looks into its box before it is trained (`start_from`):
-without, boxes of drawn scenes had to learn where tokens are from what towers keep of it, and stayed near chance.
+without, a box must learn where tokens are from what the tower keeps of it (colours of drawn scenes after 600 steps: 0.37, with both 0.99).
 Shapes: N pictures, T image tokens, R prompts, W tower width, D embedding width.
 """
 

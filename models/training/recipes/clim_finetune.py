@@ -2,9 +2,9 @@
 
 Command:  edgeclip train clim_finetune -o runs/regions --set init_from=hf:openai/clip-vit-base-patch16 --set data=pairs.csv --set resolution=1024
           With boxes instead of mosaics: --set data=instances.json --set batches=regions --set encode=regions --set objectives=region_text:1
-Hours:    not measured at that size; 300 steps of a tiny tower took 4 minutes of a busy core
-Score:    not measured at that size. On drawn scenes a tiny tower's regions went from 0.07 to 0.95 (colour of a box; cutting boxes out:
-          0.96), while retrieval of whole pictures fell from 0.95 to 0.85: try --set ensemble=0.7 (benchmarks/results/regions_training.md)
+Hours:    not measured at that size; 300 steps of a tiny tower took a minute of one core
+Score:    not measured at that size. On drawn scenes a tiny tower's regions went from 0.07 to 0.93 (colour of a box; cutting boxes out:
+          0.95), while retrieval of whole pictures fell from 0.95 to 0.85: try --set ensemble=0.7 (benchmarks/results/regions_training.md)
 """
 
 from edgeclip.models.training.recipe import Augmentation, Recipe
