@@ -70,11 +70,7 @@ def follow(model: Any, clip: Path, folder: Path, prompts: Any, newest: bool) -> 
             last[0] = result
             return going
 
-    plain, detect_stream.Outputs = detect_stream.Outputs, Watched  # type: ignore[misc]
-    try:
-        detect_stream.run_stream(model, prompts, options)
-    finally:
-        detect_stream.Outputs = plain  # type: ignore[misc]
+    detect_stream.run_stream(model, prompts, options, outputs=Watched)
     return resident, last[0]
 
 

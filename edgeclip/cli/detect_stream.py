@@ -128,12 +128,14 @@ def run_stream(
     *,
     parse: Callable[[str], Any] | None = None,
     examples: Sequence[Any] = (),
+    outputs: Callable[[StreamOptions, Any], Outputs] | None = None,
     **options: Any,
 ) -> int:
     """Detect in a stream until it ends, `max_frames` were seen, or Ctrl-C; then finish every file.
 
     Args:
         parse: a line or file of prompts to `labels` of `Model.detect`; None: `parse_prompts`.
+        outputs: what takes each result; None: `Outputs`.
         options: of `Model.detect`.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what goes wrong is said in one line of our own
@@ -161,11 +163,11 @@ def run_stream(
             model, stream.sources, prompts, examples=examples, track=stream.track, newest=stream.newest,
             patience=patience, open_with=opens, **options,
         ) as session,
-        Outputs(stream, session) as outputs,
+        (outputs or Outputs)(stream, session) as taking,
         changes(session, stream.watch, read),
     ):  # fmt: skip
         for result in session:
-            if not outputs.take(result) or outputs.count == stream.max_frames:
+            if not taking.take(result) or taking.count == stream.max_frames:
                 break
     return 0
 

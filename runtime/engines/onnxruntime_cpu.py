@@ -10,7 +10,7 @@ from typing import Any
 from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError
 from edgeclip.runtime.cpu import BYTE_SUMS, saturates
-from edgeclip.runtime.engines.onnxruntime_session import first_line, open_session
+from edgeclip.runtime.engines.onnxruntime_session import first_line, open_session, still_open
 from edgeclip.runtime.engines.seam import EngineOptions, Slot, allocate
 from edgeclip.runtime.threads import usable_cores
 
@@ -49,7 +49,7 @@ class OnnxRuntimeCpu:
         """Arrays for `batch` rows, bound to the session."""
         inputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.inputs}
         outputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.outputs}
-        binding = self._session.io_binding()
+        binding = still_open(self._session, self.variant).io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
@@ -58,8 +58,9 @@ class OnnxRuntimeCpu:
 
     def submit(self, slot: Slot) -> None:
         """Does all the work: a second thread would only take cores from it."""
+        session = still_open(self._session, self.variant)
         try:
-            self._session.run_with_iobinding(slot.binding)
+            session.run_with_iobinding(slot.binding)
         except Exception as error:  # onnxruntime's errors have no common base
             raise EngineError(
                 f"{self.variant.id}: onnxruntime failed to run it ({first_line(error)})."

@@ -13,7 +13,12 @@ from edgeclip.bundle.manifest import Variant
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime import stages
 from edgeclip.runtime.engines.nvidia import check_driver, for_cuda, has_gpu, preload
-from edgeclip.runtime.engines.onnxruntime_session import first_line, load_onnxruntime, open_session
+from edgeclip.runtime.engines.onnxruntime_session import (
+    first_line,
+    load_onnxruntime,
+    open_session,
+    still_open,
+)
 from edgeclip.runtime.engines.seam import EngineOptions, Slot, allocate
 from edgeclip.runtime.threads import usable_cores
 
@@ -103,7 +108,7 @@ class OnnxRuntimeCuda:
         """Arrays for `batch` rows, with buffers on the GPU bound to the session."""
         inputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.inputs}
         outputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.outputs}
-        binding = self._session.io_binding()
+        binding = still_open(self._session, self.variant).io_binding()
         make = self._onnxruntime.OrtValue.ortvalue_from_numpy
         held = {name: make(array, *self._place) for name, array in {**inputs, **outputs}.items()}
         for name in inputs:
@@ -126,13 +131,14 @@ class OnnxRuntimeCuda:
         self._session = None
 
     def _start(self, slot: Slot, binding: Any, held: Mapping[str, Any], options: Any) -> None:
+        session = still_open(self._session, self.variant)
         with self._one_line():
             begun = stages.begin()
             for name, array in slot.inputs.items():
                 held[name].update_inplace(array)
             binding.synchronize_inputs()
             stages.end("copy in", begun)
-            self._session.run_with_iobinding(binding, options)
+            session.run_with_iobinding(binding, options)
 
     def _finish(self, slot: Slot, binding: Any, held: Mapping[str, Any]) -> None:
         with self._one_line():

@@ -138,6 +138,15 @@ def tell_of_strays(session: Any, variant: Variant, provider: str) -> None:
         )  # fmt: skip
 
 
+def still_open(session: Any, variant: Variant) -> Any:
+    """The session. Raises EngineError where another thread closed it meanwhile."""
+    if session is None:
+        raise EngineError(
+            f"{variant.id}: was closed while it was in use. Close a model when its calls have ended."
+        )
+    return session
+
+
 def first_line(error: Exception) -> str:
     """The message without the traceback that onnxruntime appends, and without the place in its source that it may begin with."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]

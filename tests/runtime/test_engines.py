@@ -78,6 +78,15 @@ def test_failing_runs_are_one_line(bundle: Bundle) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_an_engine_that_was_closed_meanwhile_says_so(bundle: Bundle) -> None:
+    engine = opened(bundle, "image")
+    slot = engine.slot(1)
+    engine.close()
+    for use in (lambda: run(engine, slot), lambda: engine.slot(1)):
+        with pytest.raises(EngineError, match="image-fp32: was closed while it was in use"):
+            use()
+
+
 def test_graphs_that_do_not_open(bundle: Bundle, tmp_path: Path) -> None:
     for content in (b"", b"no graph", bundle.path("graphs/image-fp32.onnx").read_bytes()[:5000]):
         (tmp_path / "x.onnx").write_bytes(content)
