@@ -33,7 +33,15 @@ def test_it_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> None:
         "0",
         "--no-browser",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(  # a job in the background ignores it
+            signal.SIGINT, signal.default_int_handler
+        ),
+    )
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
