@@ -258,7 +258,11 @@ def _boxes(processor: Any, outputs: Any, picture: Any) -> Found:
 
 
 def _rows(found: Any) -> Found:
-    return list(zip(found.scores.tolist(), map(tuple, found.boxes.tolist()), strict=True))
+    """The best label of each region alone, as transformers has it; what is found stands best first."""
+    best: dict[tuple[float, ...], float] = {}
+    for score, box in zip(found.scores.tolist(), map(tuple, found.boxes.tolist()), strict=True):
+        best.setdefault(box, score)
+    return [(score, box) for box, score in best.items()]
 
 
 def _open(data: bytes) -> Any:

@@ -68,7 +68,7 @@ class Detecting:
             examples: pictures of what to look for; their labels come after the texts.
             threshold: smallest score, 0-1, for all or by label; None: the pack's own, or the bundle's.
             nms_iou: of two boxes of a label that overlap by more, the better one stays; 1: all stay. None: the bundle's.
-            class_agnostic: True: also of two labels; each region then bears one. None: as the bundle says.
+            class_agnostic: True: also of two labels; each region then bears one (with nms_iou 1 all its labels stay). None: as the bundle says.
             max_detections: of one picture.
             templates: prompts with a {} for the label, averaged; None: the bundle's own.
             tile: look at large pictures in tiles; None: as a whole.
