@@ -197,6 +197,12 @@ def unified(device: int) -> bool:
     return bool(call("cudaDeviceGetAttribute", attribute, device, device=device))
 
 
+def fetch(array: NDArray[Any], address: int) -> None:
+    """Copy from the current GPU's memory into an array, whole, and wait for it. Work that writes there must be done."""
+    kind = _runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost
+    call("cudaMemcpy", array.ctypes.data, address, array.nbytes, kind)
+
+
 class Owned:
     """Something of CUDA's on one GPU, freed once: by `free`, or with its last reference. The end of the process frees the rest."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgeclip.bundle.manifest import Variant
+from edgeclip.bundle.manifest import Port, Variant
 from edgeclip.errors import EngineError, MissingExtraError
-from edgeclip.runtime import stages
+from edgeclip.runtime import cuda, stages
 from edgeclip.runtime.engines.nvidia import check_driver, for_cuda, has_gpu, preload
 from edgeclip.runtime.engines.onnxruntime_session import (
     first_line,
@@ -24,6 +26,8 @@ from edgeclip.runtime.threads import usable_cores
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+
+log = logging.getLogger(__name__)
 
 
 def present() -> bool:
@@ -101,13 +105,15 @@ class OnnxRuntimeCuda:
         self._session, self.variant, self.threads, self._place = session, variant, threads, place
         self._onnxruntime = onnxruntime
         self.provider: str = session.get_providers()[0]
+        # copied at twice the speed, and more on newer buses; without cuda-bindings ordinary memory serves
+        self._pins = place[0] == "cuda" and cuda.present()
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def slot(self, batch: int, sizes: Mapping[str, int] | None = None) -> Slot:
         """Arrays for `batch` rows, with buffers on the GPU bound to the session."""
-        inputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.inputs}
-        outputs = {port.name: allocate(port, batch, sizes or {}) for port in self.variant.outputs}
+        inputs = {port.name: self._array(port, batch, sizes or {}) for port in self.variant.inputs}
+        outputs = {port.name: self._array(port, batch, sizes or {}) for port in self.variant.outputs}
         binding = still_open(self._session, self.variant).io_binding()
         make = self._onnxruntime.OrtValue.ortvalue_from_numpy
         held = {name: make(array, *self._place) for name, array in {**inputs, **outputs}.items()}
@@ -116,6 +122,17 @@ class OnnxRuntimeCuda:
         for name in outputs:
             binding.bind_ortvalue_output(name, held[name])
         return Slot(inputs, outputs, (binding, held))
+
+    def _array(self, port: Port, batch: int, sizes: Mapping[str, int]) -> NDArray[Any]:
+        """A zeroed array for a port, in pinned memory where that can be had."""
+        array = allocate(port, batch, sizes)
+        if self._pins:
+            try:
+                return cuda.Pinned(self._place[1], array.nbytes).array(array.shape, array.dtype)
+            except EngineError as error:  # no room, which costs time alone
+                log.info("%s", error)
+                self._pins = False
+        return array
 
     def submit(self, slot: Slot) -> None:
         """Copy the inputs to the GPU and start the work."""
@@ -144,8 +161,13 @@ class OnnxRuntimeCuda:
         with self._one_line():
             binding.synchronize_outputs()
             begun = stages.begin()
-            for name, array in slot.outputs.items():
-                np.copyto(array, held[name].numpy())
+            if self._pins:
+                with cuda.on(self._place[1]):
+                    for name, array in slot.outputs.items():
+                        cuda.fetch(array, held[name].data_ptr())
+            else:
+                for name, array in slot.outputs.items():
+                    np.copyto(array, held[name].numpy())
             stages.end("copy out", begun)
 
     @contextlib.contextmanager

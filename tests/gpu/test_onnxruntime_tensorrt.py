@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgeclip
+from edgeclip.errors import MissingExtraError
 from edgeclip.runtime.engines import (
     EngineOptions,
     onnxruntime_tensorrt,
@@ -16,6 +17,8 @@ from edgeclip.runtime.engines import (
     open_variant,
     run,
 )
+from edgeclip.runtime.engines.nvidia import load_tensorrt
+from edgeclip.runtime.engines.onnxruntime_session import load_onnxruntime
 from tests.runtime.toy import SIDE, image_reference, make_bundle, picture
 
 pytestmark = pytest.mark.gpu
@@ -27,6 +30,11 @@ def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     found: ModuleType = request.param
     if not found.present():
         pytest.skip(f"{found.NAME} is not here")
+    if found is onnxruntime_tensorrt:
+        try:
+            load_tensorrt(onnxruntime_tensorrt._major(load_onnxruntime("gpu")))
+        except MissingExtraError as error:  # the provider is in every onnxruntime-gpu, TensorRT is not
+            pytest.skip(str(error))
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
     return found
 
