@@ -23,6 +23,9 @@ from edgeclip.runtime.images.decode import Color
 from edgeclip.runtime.images.preprocess import Decode
 from edgeclip.runtime.towers import Tower
 
+MOST_PARTS = (
+    4  # of one picture: on 16 cores 4 threads are the fastest, 16 take 1.6 times as long as one alone
+)
 Vectors = NDArray[np.float32]
 Outcomes = Sequence[
     tuple[int, int] | InputError
@@ -163,12 +166,13 @@ class Pictures:
         rows, preprocessor = slot.inputs["pixels"], self.preprocessor
         # one picture is shared out in rows; several take a thread each
         helpers = self._decoders() if len(chunk) == 1 and self._threads > 1 else None
+        parts = min(self._threads, MOST_PARTS)
 
         def one(i: int) -> tuple[int, int] | InputError:
             try:
                 where = f"images[{first + i}]"
                 return preprocessor.into(
-                    chunk[i], rows[i], color=color, where=where, helpers=helpers, parts=self._threads
+                    chunk[i], rows[i], color=color, where=where, helpers=helpers, parts=parts
                 )
             except InputError as error:
                 return error

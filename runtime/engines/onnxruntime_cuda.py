@@ -76,6 +76,11 @@ def provider_library(onnxruntime: Any, provider: str) -> Path:
 
 def open_engine(path: Path, variant: Variant, options: EngineOptions) -> OnnxRuntimeCuda:
     """Open a graph. Raises EngineError, or MissingExtraError where onnxruntime has no CUDA."""
+    if options.provider_options.get("enable_cuda_graph", "0").lower() in ("1", "true"):
+        raise EngineError(
+            f"{NAME}: enable_cuda_graph: onnxruntime would replay one call's work on another call's arrays. Leave it out: "
+            "tensorrt and tensorrt-rtx record graphs of each call's own."
+        )
     onnxruntime = load_with(PROVIDER, options)
     threads = options.threads or usable_cores()
     own = {
@@ -129,7 +134,7 @@ class OnnxRuntimeCuda:
         if self._pins:
             try:
                 return cuda.Pinned(self._place[1], array.nbytes).array(array.shape, array.dtype)
-            except EngineError as error:  # no room, which costs time alone
+            except (EngineError, MissingExtraError) as error:  # which costs time alone
                 log.info("%s", error)
                 self._pins = False
         return array

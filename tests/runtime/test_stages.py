@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 from collections import Counter
@@ -17,8 +18,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from edgeclip.bundle import Bundle
+from edgeclip.errors import EngineError
 from edgeclip.runtime import cuda, stages
-from edgeclip.runtime.engines import run, tensorrt_place
+from edgeclip.runtime.engines import EngineOptions, open_variant, run, tensorrt_place
 from edgeclip.runtime.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from edgeclip.runtime.engines.tensorrt_lane import Lane
 from edgeclip.runtime.images.preprocess import Preprocessor
@@ -201,6 +203,38 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixture
     tensorrt_place._places.clear()
     gc.collect()  # what is freed later would find no stand-in
     forget()
+
+
+def test_onnxruntime_reads_and_writes_pinned_memory(
+    gpu: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memcpy(array: np.ndarray[Any, Any], address: int) -> None:  # the "GPU" is onnxruntime's CPU here
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    monkeypatch.setattr(cuda, "fetch", memcpy)
+    bundle = make_bundle(tmp_path / "bundle")
+    variant = bundle.manifest.variants_of("image")[0]
+    session = onnxruntime.InferenceSession(bundle.path(variant.files[0]), providers=["CPUExecutionProvider"])
+    engine = OnnxRuntimeCuda(session, variant, 1, ("cpu", 0), onnxruntime)
+    engine._pins = True  # as on a GPU with cuda-bindings
+    slots = [engine.slot(2)]
+    held = {array.ctypes.data for array in (*slots[0].inputs.values(), *slots[0].outputs.values())}
+    assert held <= gpu.host.keys()
+    assert not slots[0].inputs["pixels"].any()
+    gpu.memory = 0
+    slots.append(engine.slot(3))  # no room: ordinary memory serves
+    assert not {array.ctypes.data for array in slots[1].inputs.values()} & gpu.host.keys()
+    for slot in slots:
+        slot.inputs["pixels"][:] = running.pixels(len(slot.inputs["pixels"]))
+        found = run(engine, slot)["embeddings"]
+        np.testing.assert_allclose(found, image_reference(slot.inputs["pixels"]), rtol=0, atol=1e-6)
+
+
+def test_onnxruntime_records_no_graph_of_calls_that_share_it(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    options = EngineOptions(provider_options={"enable_cuda_graph": "1"})
+    with pytest.raises(EngineError, match=r"enable_cuda_graph: onnxruntime would replay .* Leave it out"):
+        open_variant("onnxruntime-cuda", bundle, bundle.manifest.variants_of("image")[0], options)
 
 
 def made(work: Callable[[], object]) -> list[str]:
