@@ -1,0 +1,286 @@
+"""What stands beside the vectors of a segment: one SQLite file, written once; and the same over the log's tail in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError
+from edgeclip.runtime.index.filter_sql import COLUMNS, add_functions, to_bytes, to_json, to_sql, to_text
+from edgeclip.runtime.index.filters import Filter, check_size
+from edgeclip.runtime.index.types import Item
+
+FILE = "records.sqlite"
+APPLICATION_ID, SCHEMA_VERSION = 0x65634958, 1  # "ecIX": `file` and SQLite's tools show whose it is
+MAX_NESTING = 100  # of a record; SQLite's JSON takes 1000
+BLOCK = 1000  # rows that are read at a time
+
+_SHORT = "iif(json_type(record, '$.{0}') IN ('text', 'integer', 'real'), json_extract(record, '$.{0}'), NULL)"
+# columns before the record: a filter on them reads no JSON, and a scan no overflow pages
+_SCHEMA = f"""
+    CREATE TABLE records (row INTEGER PRIMARY KEY, id INTEGER NOT NULL, key TEXT NOT NULL,
+        {"".join(f"{name} AS ({_SHORT.format(name)}) STORED, " for name in COLUMNS)} record TEXT NOT NULL);
+    CREATE TABLE facts (rows INTEGER NOT NULL);
+"""
+
+
+def check_item(item: Item, where: str = "item") -> None:
+    """Refuse what an index cannot keep and give back as it was. Called before an item is acknowledged.
+
+    Args:
+        where: names the item in the message, e.g. "items[3]".
+    Raises:
+        InputError: an empty key, NaN, a whole number of more than 64 bits, a NUL character, a value that is no JSON, too deep.
+    """
+    if not isinstance(item.key, str) or not item.key or "\0" in item.key:
+        raise InputError(
+            f"{where}: expected a key of one character or more, none of them NUL, got {item.key!r}."
+        )
+    if not isinstance(item.record, Mapping):
+        raise InputError(
+            f"{where} {item.key!r}: expected a record of fields, got {type(item.record).__name__}."
+        )
+    if problem := _problem(item.record, 0):
+        raise InputError(f"{where} {item.key!r}: record{problem}")
+
+
+def write_records(folder: Path, ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]) -> None:
+    """Write folder/records.sqlite: row i is ids[i] and items[i]. Not fsynced; nothing else is left in the folder.
+
+    Raises:
+        InputError: an item that cannot be kept; the place cannot be written, or the disk is full.
+    """
+    if len(ids) != len(items):
+        raise ValueError(f"{len(ids)} ids for {len(items)} items")
+    path = folder / FILE
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            _write(connection, ids, items)
+    except sqlite3.Error as error:
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error}). Make room there, or choose another place."
+        ) from error
+
+
+def _write(
+    connection: sqlite3.Connection, ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]
+) -> None:
+    _require_json(connection)
+    # nobody reads it before it is whole, and who stops halfway throws the folder away: no journal, no fsync
+    connection.executescript(
+        f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; PRAGMA journal_mode=OFF; "
+        f"PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE; BEGIN; {_SCHEMA}"
+    )
+    connection.executemany(
+        "INSERT INTO records (row, id, key, record) VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))",
+        _rows(ids, items),
+    )
+    connection.execute("INSERT INTO facts VALUES (?)", (len(items),))
+    connection.execute("CREATE INDEX keys ON records (key)")  # sorted once: faster than row by row
+    connection.execute("COMMIT")
+
+
+def _rows(
+    ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]
+) -> Iterator[tuple[int, int, bytes, bytes]]:
+    for row, (number, item) in enumerate(zip(ids, items, strict=True)):
+        check_item(item, f"items[{row}]")
+        yield row, int(number), to_bytes(item.key), to_json(item.record)
+
+
+class Records:
+    """The records of one segment, read only. Opened when first asked; any number of threads and forked children may ask."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._idle: list[sqlite3.Connection] = []  # a pool: a server has more threads than files may be open
+        self._owner, self._count, self._closed = os.getpid(), -1, False
+
+    @classmethod
+    def open(cls, folder: Path) -> Records:
+        """The records in a segment's folder. Reads nothing yet."""
+        return cls(folder / FILE)
+
+    def __len__(self) -> int:
+        with self._connection():
+            return self._count
+
+    def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Item]:
+        """The items of these rows, in their order. Raises InputError: the file is missing or damaged; IndexError: no such row."""
+        wanted = [int(row) for row in rows]
+        found: dict[int, Item] = {}
+        with self._connection() as connection:
+            # the order of the query is the file's own, so a block of neighbours is read in one go
+            sql = "SELECT row, key, record FROM records WHERE row IN (SELECT value FROM json_each(?))"
+            for row, key, record in connection.execute(sql, (json.dumps(sorted(set(wanted))),)):
+                found[row] = Item(to_text(key), json.loads(record))
+        if len(found) < len(set(wanted)):
+            raise IndexError(f"{self.path}: has no row {min(set(wanted) - set(found))}")
+        return [found[row] for row in wanted]
+
+    def rows_of(self, keys: Sequence[str]) -> dict[str, int]:
+        """Key to row, of the keys that are there; of a key's several rows the last. Raises InputError as `items`."""
+        sql = "SELECT key, max(row) FROM records WHERE key IN (SELECT value FROM json_each(CAST(? AS TEXT))) GROUP BY key"
+        with self._connection() as connection:
+            return {to_text(key): row for key, row in connection.execute(sql, (to_json(list(keys)),))}
+
+    def where(self, where: Filter) -> NDArray[np.bool_]:
+        """(N,) bool: which rows a filter holds for. Raises InputError as `items`; a filter that is too large."""
+        sql, bound = to_sql(where)
+        with self._connection() as connection:
+            mask = np.zeros(self._count, np.bool_)
+            rows = connection.execute(f"SELECT row FROM records WHERE {sql}", bound)
+            mask[np.fromiter((row for (row,) in rows), np.int64)] = True
+        return mask
+
+    def keys(self) -> Iterator[str]:
+        """All keys, by row. Raises InputError as `items`."""
+        with self._connection() as connection:
+            for (key,) in connection.execute("SELECT key FROM records ORDER BY row"):
+                yield to_text(key)
+
+    def close(self) -> None:
+        """Let go of the file; what other threads are asking just now they are still told."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        if self._closed:
+            raise InputError(f"{self.path}: the index was closed. Open it again.")
+        if self._owner != os.getpid():  # SQLite's connections do not outlive a fork
+            self._idle, self._owner = [], os.getpid()
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._open()
+            try:
+                yield connection
+            finally:
+                self._put_back(connection)
+        except (sqlite3.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{self.path}: missing or damaged ({error}). "
+                "Check with `edgeclip index verify`, restore it, or build the index again."
+            ) from error
+
+    def _put_back(self, connection: sqlite3.Connection) -> None:
+        if self._closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _open(self) -> sqlite3.Connection:
+        # immutable: no locks, no look for a journal; works on a read-only disk
+        uri = f"file:{quote(os.fsencode(self.path.absolute()))}?mode=ro&immutable=1"
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+        try:
+            connection.text_factory = bytes
+            add_functions(connection)
+            self._check(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        def ask(sql: str) -> Any:
+            return connection.execute(sql).fetchone()[0]
+
+        if ask("PRAGMA application_id") != APPLICATION_ID:
+            raise InputError(
+                f"{self.path}: no records of an index. Check the index with `edgeclip index verify`."
+            )
+        if (version := ask("PRAGMA user_version")) != SCHEMA_VERSION:
+            raise InputError(
+                f"{self.path}: records of version {version}, this edgeclip reads {SCHEMA_VERSION}. Update it."
+            )
+        _require_json(connection)
+        rows, last = ask("SELECT rows FROM facts"), ask("SELECT ifnull(max(row), -1) FROM records")
+        if rows != last + 1:
+            raise InputError(
+                f"{self.path}: damaged: expected {rows} rows, found {last + 1}. Restore it, or build the index again."
+            )
+        self._count = rows
+
+
+class TailRecords:
+    """The same over a list in memory, which may grow."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Item]:
+        """The items of these rows, in their order."""
+        return [self._items[int(row)] for row in rows]
+
+    def rows_of(self, keys: Sequence[str]) -> dict[str, int]:
+        """Key to row, of the keys that are there; of a key's several rows the last."""
+        wanted = set(keys)
+        return {item.key: row for row, item in enumerate(self._items) if item.key in wanted}
+
+    def where(self, where: Filter) -> NDArray[np.bool_]:
+        """(N,) bool: which rows a filter holds for. Raises InputError: a filter that is too large."""
+        check_size(where)
+        return np.fromiter(map(where.matches, self._items), np.bool_)
+
+    def keys(self) -> Iterator[str]:
+        """All keys, by row."""
+        return (item.key for item in self._items)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _require_json(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("SELECT json_type('[1]')")
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"this Python's SQLite {sqlite3.sqlite_version} lacks JSON ({error}); built in since 3.38. Use a newer Python."
+        ) from error
+
+
+def _problem(value: Any, depth: int) -> str:
+    """Where in a record something cannot be kept, and what: ".exif.iso: ..."; "" where all can."""
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, str):
+        return ": text with a NUL character. Leave it out." if "\0" in value else ""
+    if isinstance(value, int):
+        return (
+            ""
+            if -(2**63) <= value < 2**63
+            else f": {value:.3e} is no whole number of 64 bits. Give it as text."
+        )
+    if isinstance(value, float):
+        return "" if np.isfinite(value) else f": {value} is no finite number. Leave the field out."
+    if depth > MAX_NESTING:
+        return f": nested more than {MAX_NESTING} deep. Flatten it."
+    if isinstance(value, (list, tuple)):
+        return next(
+            (f"[{i}]{found}" for i, one in enumerate(value) if (found := _problem(one, depth + 1))), ""
+        )
+    if not isinstance(value, Mapping):
+        return f": expected text, numbers, true, false, null, lists or objects, got {type(value).__name__}. Of numpy: value.item()."
+    for name, one in value.items():
+        if not isinstance(name, str) or "\0" in name:
+            return f": expected field names of text without NUL, got {name!r}."
+        if found := _problem(one, depth + 1):
+            return f".{name}{found}"
+    return ""
