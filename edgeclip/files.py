@@ -61,15 +61,20 @@ def _write(path: Path, raw: bytes | memoryview, private: bool) -> None:
             stream.write(raw)
             stream.flush()
             os.fsync(stream.fileno())
-        if not private:  # mkstemp makes it 0600
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
+        if not private:
+            _share(Path(name))
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _share(path: Path) -> None:
+    """Give a file that mkstemp made, 0600, the permissions of any new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def _is_no_file(path: Path) -> bool:
@@ -108,6 +113,36 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_files(*paths: Path) -> Iterator[list[Path]]:
+    """Yield scratch files beside `paths` that become them, the first last, when the block ends without an error.
+
+    For what is written piece by piece. Files that are there already are replaced, each whole.
+
+    Raises:
+        InputError: a place cannot be written, or the disk is full.
+    """
+    scratch: list[Path] = []
+    with _writing(paths[0]):
+        try:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+                os.close(descriptor)
+                scratch.append(Path(name))
+            yield scratch
+            for written in scratch:
+                _share(written)
+                with written.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+            for written, path in list(zip(scratch, paths, strict=True))[::-1]:
+                written.replace(path)
+                _sync_folder(path.parent)
+        finally:
+            for left in scratch:
+                left.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ class Item:
     """What is stored beside a vector."""
 
     key: str  # names it within the index: of a picture its path; of a region "path#left,top,right,bottom"
-    record: Mapping[str, Any] = field(default_factory=dict)  # JSON: path, size, mtime, caption, box, the user's own fields
+    # JSON: path, size, mtime, caption, box, the user's own fields
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class IndexSettings:
     """Everything that may be chosen when an index is made; kept in its manifest. Raises InputError for one that cannot be used."""
 
     precision: Precision = "fp16"  # of stored vectors; "bits" ranks by signs and then again in fp16
-    exact_below: int = 50_000  # vectors of one segment up to which every one is compared; above it a graph is walked (HNSW)
+    # vectors of one segment up to which every one is compared; above it a graph is walked (HNSW)
+    exact_below: int = 50_000
     connectivity: int = 16  # HNSW's M: links of a node and level
     expansion_add: int = 128  # HNSW's ef while it is built
     expansion_search: int = 64  # HNSW's ef of a search: more finds more, slower
@@ -66,3 +68,31 @@ class Origin:
     dim: int
     variants: tuple[str, ...] = ()  # ids of the variants that wrote vectors, e.g. ("image-fp32-decomposed",)
     preprocessing: Mapping[str, Any] | None = None
+
+
+def as_items(given: Sequence[Item | str | Mapping[str, Any]]) -> list[Item]:
+    """Items of what `add` takes: a str is a key, a mapping a record with its "key", or else its "path".
+
+    Raises:
+        InputError: one without either, or a key twice.
+    """
+    found = [_as_item(one, i) for i, one in enumerate(given)]
+    seen: set[str] = set()
+    for item in found:
+        if item.key in seen:
+            raise InputError(f"items: key {item.key!r} is there twice.")
+        seen.add(item.key)
+    return found
+
+
+def _as_item(one: Item | str | Mapping[str, Any], i: int) -> Item:
+    if isinstance(one, Item):
+        return one
+    if isinstance(one, str):
+        return Item(one)
+    key = one.get("key", one.get("path"))
+    if not isinstance(key, str):
+        raise InputError(
+            f"items[{i}]: expected a key or a path, got {', '.join(map(str, one)) or 'nothing'}."
+        )
+    return Item(key, {name: value for name, value in one.items() if name != "key"})
