@@ -127,12 +127,12 @@ def seed_centres(vectors: Vectors, k: int, random: np.random.Generator) -> Vecto
         best = int(left.sum(axis=1, dtype=np.float64).argmin())
         away = left[best]
         chosen.append(int(drawn[best]))
-    return vectors[chosen]
+    return np.asarray(vectors[chosen])
 
 
 def _distances(vectors: Vectors, chosen: Sequence[int] | Numbers) -> Vectors:
     """(C, N) half the squared distances of all to the chosen; 0 to themselves, whatever rounding says."""
-    found = np.maximum(1 - vectors[chosen] @ vectors.T, 0)
+    found: Vectors = np.maximum(1 - vectors[chosen] @ vectors.T, 0)
     found[found < ROUNDING] = 0
     return found
 

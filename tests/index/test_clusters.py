@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.cluster.vq import kmeans2
 
 import edgeclip
 from edgeclip.errors import InputError
@@ -18,9 +17,11 @@ from edgeclip.runtime.index.clusters import (
     seed_centres,
 )
 from tests.index.groups import Compared, copies, unit
-from tests.index.test_components import same_partition, scipy_partition
+from tests.index.test_components import between_pairs, same_partition, scipy_partition
 from tests.mutants import broken
 from tests.vectors import clip_like
+
+vq = pytest.importorskip("scipy.cluster.vq")
 
 
 def inertia(vectors: np.ndarray, labels: np.ndarray) -> float:
@@ -38,7 +39,7 @@ def test_kmeans_is_no_worse_than_scipys_from_the_same_start(k: int) -> None:
     vectors = clip_like(800, 32)
     start = seed_centres(vectors, k, np.random.default_rng(3))
     centres, labels, cost = kmeans(vectors, start, rounds=100)
-    theirs = kmeans2(vectors.astype(np.float64), start.astype(np.float64), iter=100, minit="matrix")[1]
+    theirs = vq.kmeans2(vectors.astype(np.float64), start.astype(np.float64), iter=100, minit="matrix")[1]
     assert cost == pytest.approx(inertia(vectors, labels), rel=1e-4)
     # scipy's centres are not of unit length, so that its optimum is a neighbouring one
     assert cost <= inertia(vectors, theirs) * 1.01
@@ -49,7 +50,7 @@ def test_well_separated_clusters_are_scipys() -> None:
     vectors = copies(np.eye(6, 32), 50, 0.3)
     start = seed_centres(vectors, 6, np.random.default_rng(0))
     _, labels, _ = kmeans(vectors, start)
-    theirs = kmeans2(vectors.astype(np.float64), start.astype(np.float64), iter=50, minit="matrix")[1]
+    theirs = vq.kmeans2(vectors.astype(np.float64), start.astype(np.float64), iter=50, minit="matrix")[1]
     assert same_partition(labels, theirs)
     assert same_partition(labels, np.repeat(np.arange(6), 50))
 
@@ -107,9 +108,10 @@ def test_every_item_its_own_cluster_and_all_in_one() -> None:
     assert whole.size == 30
 
 
-@pytest.mark.parametrize("threshold", [0.95, 0.8])
-def test_threshold_clusters_are_single_linkage(threshold: float) -> None:
+@pytest.mark.parametrize("near", [0.95, 0.8])
+def test_threshold_clusters_are_single_linkage(near: float) -> None:
     rows = Compared(clip_like(250, 16))
+    threshold = between_pairs(rows.vectors, near)
     found = cluster_by_threshold(rows, threshold, least=1)
     assert same_partition(found.labels, scipy_partition(rows.vectors, threshold))
     sizes = [one.size for one in found.clusters]

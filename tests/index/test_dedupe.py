@@ -72,7 +72,7 @@ def test_a_chain_keeps_what_is_far_from_its_first_unless_told() -> None:
 
 @pytest.mark.parametrize(("keep", "kept"), [("first", 0), ("largest", 2), ("newest", 1), ("oldest", 3)])
 def test_the_rule_says_which_is_kept(keep: str, kept: int) -> None:
-    records = [
+    records: list[dict[str, float]] = [
         {"size": 10, "mtime": 5.0},
         {"size": 20, "mtime": 9.0},
         {"size": 30, "mtime": 7.0},
@@ -119,7 +119,7 @@ def test_the_nearest_is_never_the_item_itself() -> None:
 
 def test_files_of_the_same_bytes(tmp_path: Path) -> None:
     contents = [b"one", b"two", b"one", b"three", b"one", b"six"]
-    records = []
+    records: list[dict[str, object]] = []
     for i, content in enumerate(contents):
         (tmp_path / f"{i}.jpg").write_bytes(content)
         records.append({"path": str(tmp_path / f"{i}.jpg"), "size": len(content), "mtime": -i})
