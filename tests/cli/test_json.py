@@ -76,7 +76,7 @@ def test_search_ranks_by_cosine(photos: Path, toy: Path, edgeclip: Edgeclip) -> 
         cosines = dict(zip(names, model.embed_images(names) @ model.embed_texts("a cat"), strict=True))
     assert [record["path"] for record in ranked] == sorted(cosines, key=lambda name: -cosines[name])
     assert [record["rank"] for record in ranked] == [1, 2, 3]
-    assert [record["cosine"] for record in ranked] == pytest.approx(
+    assert [record["score"] for record in ranked] == pytest.approx(
         sorted(cosines.values(), reverse=True), abs=1e-6
     )
     (best,) = edgeclip("search", photos, "a cat", "-b", toy, "-k", 1, "--json").records[1:]
