@@ -16,12 +16,10 @@ from typing import Any
 
 from edgeclip.runtime.index.filters import KEY, All, Compare, Filter, Name, Not, Some, check_size, kind_of
 
-COLUMNS = (
-    "path",
-    "size",
-    "mtime",
-    "caption",
-)  # hold a record's field of this name where it is text or a number, else NULL
+TEXTS, NUMBERS = (
+    ("path", "caption"),
+    ("size", "mtime"),
+)  # columns: a record's field where of this kind, else NULL
 TEXT, NUMBER = "'text'", "'integer', 'real'"  # as typeof() and json_type() call them alike
 Read = tuple[str, str]  # SQL of a value's type, and of the value
 
@@ -67,13 +65,14 @@ class _Writer:
             return f"({self._compare(where)}) IS TRUE"
         if isinstance(where, Not):
             return f"NOT ({self.write(where.part)})"
-        return _balanced([self.write(part) for part in where.parts], where)
+        parts = [f"({self.write(part)})" for part in where.parts]
+        return (" AND " if isinstance(where, All) else " OR ").join(parts) or str(isinstance(where, All)).upper()
 
     def _compare(self, one: Compare) -> str:
         test = self._null if one.op == "null" else self._test(one)
         if one.name == KEY:
             return test(("typeof(key)", "key"))
-        if len(one.name) == 1 and one.name[0] in COLUMNS:
+        if len(one.name) == 1 and one.name[0] in (*TEXTS, *NUMBERS):
             column = one.name[0]
             return f"CASE WHEN {column} IS NULL THEN {self._in_json(one.name, test)} ELSE {test((f'typeof({column})', column))} END"
         return self._in_json(one.name, test)
@@ -99,7 +98,7 @@ class _Writer:
         if one.op in ("~", "glob"):
             function = "edgeclip_has" if one.op == "~" else "edgeclip_glob"
             wanted = self._bind(to_bytes(one.value.casefold() if one.op == "~" else one.value))
-            return lambda read: f"{read[0]} = {TEXT} AND {function}(CAST({read[1]} AS BLOB), {wanted})"
+            return lambda read: f"CASE {read[0]} WHEN {TEXT} THEN {function}(CAST({read[1]} AS BLOB), {wanted}) END"
         text = isinstance(one.value, str)
         wanted = self._text(one.value) if text else f"json_extract({self._bind(json.dumps(one.value))}, '$')"
         return lambda read: f"{read[0]} IN ({TEXT if text else NUMBER}) AND {read[1]} {one.op} {wanted}"
@@ -119,15 +118,6 @@ class _Writer:
         name = f"v{len(self.bound)}"
         self.bound[name] = value
         return f":{name}"
-
-
-def _balanced(clauses: list[str], where: All | Some) -> str:
-    """Joined as a tree of log depth: SQLite reads a AND b AND c as one deep on the left, and takes 1000 levels."""
-    if len(clauses) <= 1:
-        return clauses[0] if clauses else ("TRUE" if isinstance(where, All) else "FALSE")
-    half = len(clauses) // 2
-    word = "AND" if isinstance(where, All) else "OR"
-    return f"({_balanced(clauses[:half], where)}) {word} ({_balanced(clauses[half:], where)})"
 
 
 def _has(text: bytes, wanted: bytes) -> bool:

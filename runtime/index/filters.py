@@ -41,11 +41,8 @@ Name = tuple[str, ...]  # ("exif", "iso")
 KEY: Name = ("key",)
 ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 OPERATORS = ("=", *ORDERS, "~", "glob", "in", "null")  # of a Compare; the language has more words for them
-MAX_DEPTH, MAX_CONDITIONS, MAX_TEXT = (
-    50,
-    1000,
-    100_000,
-)  # SQLite's own: expressions 1000 deep, Python's: 1000 calls
+# SQLite's parser keeps 100 symbols, of which a level takes 3 and a condition 40; its expressions are 1000 deep
+MAX_DEPTH, MAX_CONDITIONS, MAX_TEXT = 16, 500, 100_000
 _INT64 = 2**63
 
 

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
-from edgeclip.runtime.index.filter_sql import COLUMNS, add_functions, to_bytes, to_json, to_sql, to_text
+from edgeclip.runtime.index.filter_sql import (
+    NUMBERS,
+    TEXTS,
+    add_functions,
+    to_bytes,
+    to_json,
+    to_sql,
+    to_text,
+)
 from edgeclip.runtime.index.filters import Filter, check_size
 from edgeclip.runtime.index.types import Item
 
@@ -24,12 +32,16 @@ APPLICATION_ID, SCHEMA_VERSION = 0x65634958, 1  # "ecIX": `file` and SQLite's to
 MAX_NESTING = 100  # of a record; SQLite's JSON takes 1000
 BLOCK = 1000  # rows that are read at a time
 
-_SHORT = "iif(json_type(record, '$.{0}') IN ('text', 'integer', 'real'), json_extract(record, '$.{0}'), NULL)"
 # columns before the record: a filter on them reads no JSON, and a scan no overflow pages
-_SCHEMA = f"""
+_SCHEMA = """
     CREATE TABLE records (row INTEGER PRIMARY KEY, id INTEGER NOT NULL, key TEXT NOT NULL,
-        {"".join(f"{name} AS ({_SHORT.format(name)}) STORED, " for name in COLUMNS)} record TEXT NOT NULL);
+        path TEXT, caption TEXT, size, mtime, record TEXT NOT NULL);
     CREATE TABLE facts (rows INTEGER NOT NULL);
+"""
+# numbers come as JSON, so that SQLite itself reads them: see filter_sql.py
+_INSERT = """
+    INSERT INTO records VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), json_extract(?, '$'),
+        json_extract(?, '$'), CAST(? AS TEXT))
 """
 
 
@@ -56,8 +68,10 @@ def check_item(item: Item, where: str = "item") -> None:
 def write_records(folder: Path, ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]) -> None:
     """Write folder/records.sqlite: row i is ids[i] and items[i]. Not fsynced; nothing else is left in the folder.
 
+    The items were checked before (`check_item`): here it is too late to refuse one, for it was acknowledged.
+
     Raises:
-        InputError: an item that cannot be kept; the place cannot be written, or the disk is full.
+        InputError: the place cannot be written, or the disk is full.
     """
     if len(ids) != len(items):
         raise ValueError(f"{len(ids)} ids for {len(items)} items")
@@ -81,21 +95,20 @@ def _write(
         f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; PRAGMA journal_mode=OFF; "
         f"PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE; BEGIN; {_SCHEMA}"
     )
-    connection.executemany(
-        "INSERT INTO records (row, id, key, record) VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))",
-        _rows(ids, items),
-    )
+    connection.executemany(_INSERT, _rows(ids, items))
     connection.execute("INSERT INTO facts VALUES (?)", (len(items),))
     connection.execute("CREATE INDEX keys ON records (key)")  # sorted once: faster than row by row
     connection.execute("COMMIT")
 
 
-def _rows(
-    ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]
-) -> Iterator[tuple[int, int, bytes, bytes]]:
+def _rows(ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]) -> Iterator[tuple[Any, ...]]:
     for row, (number, item) in enumerate(zip(ids, items, strict=True)):
-        check_item(item, f"items[{row}]")
-        yield row, int(number), to_bytes(item.key), to_json(item.record)
+        record = item.record
+        texts = [to_bytes(text) if isinstance(text := record.get(name), str) else None for name in TEXTS]
+        numbers = [
+            repr(value) if type(value := record.get(name)) in (int, float) else None for name in NUMBERS
+        ]
+        yield row, int(number), to_bytes(item.key), *texts, *numbers, to_json(record)
 
 
 class Records:
