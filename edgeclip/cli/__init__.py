@@ -10,14 +10,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 import click
 
 from edgeclip import __version__
 from edgeclip.cli.common import Warnings, say
+from edgeclip.cli.verbs import LateGroup
 from edgeclip.errors import EdgeClipError
 
 VERBS = {  # in the order of a model's life; each module offers `command`
@@ -36,6 +35,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "demo": "edgeclip.cli.demo",
     "codecs": "edgeclip.cli.codecs",
     "embed": "edgeclip.cli.embed",
+    "index": "edgeclip.cli.index",
     "search": "edgeclip.cli.search",
     "labels": "edgeclip.cli.labels",
     "pull": "edgeclip.cli.pull",
@@ -56,26 +56,7 @@ Shell completion: eval "$(_EDGECLIP_COMPLETE=bash_source edgeclip)"   (or zsh_so
 """
 
 
-class _Verbs(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
-            return None
-        command: click.Command = import_module(VERBS[name]).command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in VERBS and not name.startswith("-"):
-            near = get_close_matches(name, VERBS, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(VERBS)}."
-            ctx.fail(f"No such command {name!r}. {hint}")
-        return super().resolve_command(ctx, args)
-
+class _Verbs(LateGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -86,7 +67,7 @@ class _Verbs(click.Group):
             return 0
 
 
-@click.group(cls=_Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Verbs, table=VERBS, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgeclip")
 @click.pass_context
 def cli(ctx: click.Context) -> None:

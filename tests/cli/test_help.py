@@ -11,11 +11,13 @@ import click
 import pytest
 
 from edgeclip.cli import VERBS, cli
+from edgeclip.cli.index import VERBS as INDEX_VERBS
 from tests.cli.conftest import Edgeclip
 
 COMMANDS = [[verb] for verb in VERBS] + [["labels", name] for name in ("make", "show", "fit")]
 COMMANDS += [["bench", name] for name in ("compare", "matrix", "show", "attach")]
 COMMANDS += [["evaluate", name] for name in ("detect", "regions")]
+COMMANDS += [["index", name] for name in INDEX_VERBS]
 
 
 def command_of(words: list[str]) -> click.Command:
@@ -54,7 +56,7 @@ def test_examples_are_command_lines_that_parse() -> None:
                 continue
             typed = re.split(r"\s{3,}| [>|] ", line.strip())[0]
             arguments = shlex.split(typed)[1:]
-            depth = 2 if arguments[0] in ("labels", "evaluate") else 1
+            depth = 2 if arguments[0] in ("labels", "evaluate", "index") else 1
             # an existing file stands for the one in the example
             arguments = [__file__ if a.endswith(".labels") else a for a in arguments]
             command_of(arguments[:depth]).make_context("edgeclip", arguments[depth:])
