@@ -96,8 +96,7 @@ def command(
         _sheet(found, asking, html, show)
     if as_json:
         for rank, hit in enumerate(found.hits, 1):
-            record = dict(hit.record)
-            emit({"rank": rank, "key": hit.key, "score": round(hit.score, 6), "path": record.get("path"), "record": record})  # fmt: skip
+            emit(_line(rank, hit))
     elif found.hits:
         _table(found)
     elif found.count:
@@ -212,6 +211,15 @@ def _words(parts: Sequence[Part]) -> str:
     from edgeclip.runtime.index.sheet import words_of
 
     return words_of(parts)
+
+
+def _line(rank: int, hit: Hit) -> dict[str, Any]:
+    """JSON-ready; `path` is one that can be opened where the picture is a file of its own."""
+    from edgeclip.runtime.index.places import file_of
+
+    file, record = file_of(hit), dict(hit.record)
+    path = record.get("path") if file is None else str(file)
+    return {"rank": rank, "key": hit.key, "score": round(hit.score, 6), "path": path, "record": record}
 
 
 def _table(found: Found) -> None:

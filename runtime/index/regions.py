@@ -113,10 +113,9 @@ def best_of_each(search: Callable[[int], list[Hit]], k: int, total: int) -> list
         asked *= 4
 
 
-def picture_of(hit: Hit | Item) -> str:
-    """The path of the picture that a hit or item is, or lies in; its key where the record tells none."""
-    path = hit.record.get("path")
-    return path if isinstance(path, str) else hit.key
+def picture_of(item: Hit | Item) -> str:
+    """What names the picture that an item is, or lies in: its key, of a region without the box."""
+    return item.key.rpartition("#")[0] if "box" in item.record else item.key
 
 
 def _boxed(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +13,7 @@ from typing import Any
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.images.decode import Picture, decode
+from edgeclip.runtime.index.places import read_picture
 from edgeclip.runtime.index.queries import Query
 from edgeclip.runtime.index.types import Hit, Item
 
@@ -61,10 +61,19 @@ def parts_of(query: Query, likes: Sequence[Item] = ()) -> list[Part]:
             found.append(Part(Path(term).name, weight, term))
         elif getattr(term, "ndim", 0) == 1:
             item = next(named, None)
-            found.append(Part("a vector", weight) if item is None else Part(item.key, weight, _path_of(item)))
+            found.append(
+                Part("a vector", weight) if item is None else Part(item.key, weight, _picture_of(item))
+            )
         else:
             found.append(Part("a picture", weight, term))
     return found
+
+
+def _picture_of(item: Item) -> Picture | None:
+    try:
+        return read_picture(item)
+    except InputError:  # it is gone: its vector still asks, and `_part` would say the same of a file
+        return None
 
 
 def contact_sheet(hits: Sequence[Hit], asked: Asked) -> str:
@@ -128,25 +137,21 @@ def _tile(rank: int, hit: Hit, best: float) -> str:
 
 def _frame(hit: Hit) -> str:
     """The picture with its box, which leads to the file; or what stands in its place."""
-    path = _path_of(hit)
-    if path is None:
-        return _tag(
-            "div", _tag("p", _text(hit.record.get("caption") or hit.key), class_="said"), class_="frame"
-        )
     try:
-        data, width, height = _thumbnail(path)
+        picture = read_picture(hit)
+        if picture is None:
+            said = _tag("p", _text(hit.record.get("caption") or hit.key), class_="said")
+            return _tag("div", said, class_="frame")
+        data, width, height = _thumbnail(picture)
     except InputError as error:
-        gone = f"The picture cannot be shown: {error}" if os.path.exists(path) else "The picture is gone."  # noqa: PTH110  (no name is too long for it)
-        return _tag("div", _tag("p", _text(gone)), class_="frame")
-    size = {"width": f"{width}", "height": f"{height}"}
-    shown = _tag("img", None, src=data, alt=_described(hit), **size) + _box(hit, width, height)
-    fit = _tag(
-        "span",
-        shown,
-        class_="fit wide" if width >= height else "fit high",
-        style=f"aspect-ratio:{width}/{height}",
-    )
-    return _tag("a", fit, class_="frame", href=Path(path).absolute().as_uri())
+        return _tag("div", _tag("p", _text(error)), class_="frame")
+    image = _tag("img", None, src=data, alt=_described(hit), width=f"{width}", height=f"{height}")
+    turned = "fit wide" if width >= height else "fit high"
+    shown = image + _box(hit, width, height)
+    fit = _tag("span", shown, class_=turned, style=f"aspect-ratio:{width}/{height}")
+    if isinstance(picture, bytes):
+        return _tag("div", fit, class_="frame")
+    return _tag("a", fit, class_="frame", href=picture.absolute().as_uri())
 
 
 def _box(hit: Hit, width: int, height: int) -> str:
@@ -177,17 +182,6 @@ def _thumbnail(picture: Picture) -> tuple[str, int, int]:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *found.size
-
-
-def _path_of(item: Hit | Item) -> str | None:
-    """The file of an item's picture: what its record says, or its key where there is such a file."""
-    path = item.record.get("path")
-    if isinstance(path, str):
-        return path
-    try:
-        return item.key if Path(item.key).is_file() else None
-    except (OSError, ValueError):  # a key is any text: too long for a name, or with a zero byte in it
-        return None
 
 
 def _described(hit: Hit) -> str:

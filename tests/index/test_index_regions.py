@@ -137,7 +137,7 @@ def test_a_detector_without_objectness_proposes_none(tmp_path: Path, paths: list
 
 
 def hits_of(*paths: str) -> list[Hit]:
-    return [Hit(f"{path}#{i}", 1 - i / 100, i, {"path": path}) for i, path in enumerate(paths)]
+    return [Hit(f"{path}#{i}", 1 - i / 100, i, {"box": [0, 0, 1, 1]}) for i, path in enumerate(paths)]
 
 
 def test_grouping_asks_for_more_until_it_has_enough() -> None:
