@@ -21,7 +21,7 @@ _SCORES = 1 << 24  # held at once: 64 MB
 _CELLS = 1 << 20  # made floats at once: they stay in the processor's cache
 _GATHERED = 1 << 22  # components of candidates made floats at once
 _MANY = 8  # queries from which numpy's matrix product is faster than usearch: of 400, it took a quarter of the time
-SPARE = 16  # candidates beyond k: rounded arithmetic may put the k-th a little further down
+SPARE = 6  # candidates beyond k: rounded arithmetic may put the k-th a little further down
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def usearch() -> ModuleType | None:
             "usearch is not installed: every vector is compared, by numpy. pip install 'edgeclip[index]'"
         )
         return None
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def scan(
@@ -124,5 +124,5 @@ def rescore(
         stored = decode(codes[some if slots is None else slots[some]], scales)
         np.matmul(stored, queries[start : start + most, :, None], out=scores[start : start + most, :, None])
     scores[rows < 0] = -np.inf
-    order = np.lexsort((rows, -scores))[:, :k]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    each, order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores))[:, :k]
+    return rows[each, order], scores[each, order]

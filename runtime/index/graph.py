@@ -63,19 +63,19 @@ class GraphFile:
             InputError: anything that does not agree.
         """
         try:
-            data = np.memmap(path, np.uint8, mode="r")
+            data = np.asarray(np.memmap(path, np.uint8, mode="r"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}). Build the index again.") from error
         width = code_bytes(precision, dim)
         start = 8 + count * width  # of the head
         _want(path, "size", len(data) >= start + _HEAD_SIZE + _SHAPE.size, f"{len(data)} bytes")
-        rows = struct.unpack_from("<2I", data)
+        rows = struct.unpack_from("<2I", data.data)
         _want(path, "rows", rows == (count, width), f"{rows} rows and bytes, not {(count, width)}")
-        magic, *kinds, present, removed, wide, multi = _HEAD.unpack_from(data, start)
+        magic, *kinds, present, removed, wide, multi = _HEAD.unpack_from(data.data, start)
         _want(
             path, "head", (magic, kinds[3:5]) == (b"usearch", _kinds(precision)), f"{magic!r}, {kinds[3:5]}"
         )
-        nodes, links, links_below, top, first = _SHAPE.unpack_from(data, start + _HEAD_SIZE)
+        nodes, links, links_below, top, first = _SHAPE.unpack_from(data.data, start + _HEAD_SIZE)
         counts = present, removed, wide, multi, nodes
         _want(
             path,
@@ -122,7 +122,8 @@ class GraphFile:
     def _pieces(self, offsets: Places, size: int) -> NDArray[np.uint8]:
         """(n, size) bytes from each offset on."""
         every = np.ndarray((len(self.data) - size + 1,), f"V{size}", self.data.data, strides=(1,))
-        return every[offsets].view(np.uint8).reshape(len(offsets), size)
+        pieces: NDArray[np.uint8] = every[offsets].view(np.uint8).reshape(len(offsets), size)
+        return pieces
 
     def keys(self) -> Places:
         """(N,) of each slot."""
@@ -186,7 +187,7 @@ def open_walker(file: GraphFile, settings: IndexSettings) -> Any:
         ndim=file.dim, metric=metric, dtype=scalar, connectivity=file.links,
         expansion_search=settings.expansion_search, enable_key_lookups=False,
     )  # fmt: skip
-    index.view(memoryview(file.data))  # these bytes and no others, also where the file's name is gone
+    index.view(file.data.data)  # these bytes and no others, also where the file's name is gone
     return index
 
 

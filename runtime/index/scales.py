@@ -116,7 +116,8 @@ def encode_queries(queries: Vectors, precision: Precision, scales: Scales | None
 def _coded(rows: Vectors, scales: Scales) -> NDArray[np.int8]:
     """(N, D) int8 in -127..127, cut to the range."""
     steps = (rows - scales.mean) / np.float32(scales.step)
-    return np.clip(np.rint(steps), -127, 127).astype(np.int8)
+    codes: NDArray[np.int8] = np.clip(np.rint(steps), -127, 127).astype(np.int8)
+    return codes
 
 
 def decode(codes: Array, scales: Scales | None) -> Vectors:
