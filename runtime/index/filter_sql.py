@@ -14,12 +14,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from edgeclip.runtime.index.filters import KEY, All, Compare, Filter, Name, Not, Some, check_size, kind_of
+from edgeclip.runtime.index.filters import KEY, All, Compare, Filter, Name, Not, check_size, kind_of
 
-TEXTS, NUMBERS = (
-    ("path", "caption"),
-    ("size", "mtime"),
-)  # columns: a record's field where of this kind, else NULL
+# columns of the table: a record's field of this name where it is of this kind, else NULL
+TEXTS, NUMBERS = ("path", "caption"), ("size", "mtime")
 TEXT, NUMBER = "'text'", "'integer', 'real'"  # as typeof() and json_type() call them alike
 Read = tuple[str, str]  # SQL of a value's type, and of the value
 
@@ -66,7 +64,9 @@ class _Writer:
         if isinstance(where, Not):
             return f"NOT ({self.write(where.part)})"
         parts = [f"({self.write(part)})" for part in where.parts]
-        return (" AND " if isinstance(where, All) else " OR ").join(parts) or str(isinstance(where, All)).upper()
+        return (" AND " if isinstance(where, All) else " OR ").join(parts) or str(
+            isinstance(where, All)
+        ).upper()
 
     def _compare(self, one: Compare) -> str:
         test = self._null if one.op == "null" else self._test(one)
@@ -98,7 +98,9 @@ class _Writer:
         if one.op in ("~", "glob"):
             function = "edgeclip_has" if one.op == "~" else "edgeclip_glob"
             wanted = self._bind(to_bytes(one.value.casefold() if one.op == "~" else one.value))
-            return lambda read: f"CASE {read[0]} WHEN {TEXT} THEN {function}(CAST({read[1]} AS BLOB), {wanted}) END"
+            return lambda read: (
+                f"CASE {read[0]} WHEN {TEXT} THEN {function}(CAST({read[1]} AS BLOB), {wanted}) END"
+            )
         text = isinstance(one.value, str)
         wanted = self._text(one.value) if text else f"json_extract({self._bind(json.dumps(one.value))}, '$')"
         return lambda read: f"{read[0]} IN ({TEXT if text else NUMBER}) AND {read[1]} {one.op} {wanted}"

@@ -276,11 +276,7 @@ def _problem(value: Any, depth: int) -> str:
     if isinstance(value, str):
         return ": text with a NUL character. Leave it out." if "\0" in value else ""
     if isinstance(value, int):
-        return (
-            ""
-            if -(2**63) <= value < 2**63
-            else f": {value:.3e} is no whole number of 64 bits. Give it as text."
-        )
+        return "" if -(2**63) <= value < 2**63 else ": a whole number of more than 64 bits. Give it as text."
     if isinstance(value, float):
         return "" if np.isfinite(value) else f": {value} is no finite number. Leave the field out."
     if depth > MAX_NESTING:
