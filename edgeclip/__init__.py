@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from edgeclip.runtime.detect.proposals import Proposals
     from edgeclip.runtime.detect.tiling import Tiling
     from edgeclip.runtime.detections import Detections
+    from edgeclip.runtime.index.index import Index
+    from edgeclip.runtime.index.queries import Query
+    from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
     from edgeclip.runtime.labels import LabelPack
     from edgeclip.runtime.model import Model, load
     from edgeclip.runtime.regions import Answer, Tokens
@@ -49,10 +52,16 @@ _LATE = {
     "Classification": "edgeclip.runtime.results",
     "Detections": "edgeclip.runtime.detections",
     "Example": "edgeclip.runtime.detect.examples",
+    "Hit": "edgeclip.runtime.index.types",
+    "Index": "edgeclip.runtime.index.index",
+    "IndexSettings": "edgeclip.runtime.index.types",
+    "Item": "edgeclip.runtime.index.types",
     "LabelPack": "edgeclip.runtime.labels",
     "Model": "edgeclip.runtime.model",
     "load": "edgeclip.runtime.model",
+    "Origin": "edgeclip.runtime.index.types",
     "Proposals": "edgeclip.runtime.detect.proposals",
+    "Query": "edgeclip.runtime.index.queries",
     "Tiling": "edgeclip.runtime.detect.tiling",
     "draw": "edgeclip.runtime.video.draw",
     "stream": "edgeclip.runtime.video.stream",
@@ -70,11 +79,17 @@ __all__ = [
     "EdgeClipError",
     "EngineError",
     "Example",
+    "Hit",
+    "Index",
+    "IndexSettings",
     "InputError",
+    "Item",
     "LabelPack",
     "MissingExtraError",
     "Model",
+    "Origin",
     "Proposals",
+    "Query",
     "SourceError",
     "Tiling",
     "Tokens",

@@ -1,0 +1,394 @@
+"""An index: vectors on disk that are searched where they lie, bound to the model that made them.
+
+    with edgeclip.load("nano") as model, edgeclip.Index.create("pets.index", model) as index:
+        index.add_images(["cat.jpg", "dog.jpg"])
+        print(index.search("a sleeping cat", k=5)[0].key)
+
+What `add` and `remove` have returned survives a crash. One process writes, any number read; a reader sees what the writer adds.
+Methods may be called from several threads. `store.py` says how it lies on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import InputError
+from edgeclip.runtime.index import maintenance
+from edgeclip.runtime.index.binding import check_model, origin_of, tell_of_variant
+from edgeclip.runtime.index.filters import Filter, parse_filter
+from edgeclip.runtime.index.queries import Query, compose
+from edgeclip.runtime.index.store import Store
+from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
+from edgeclip.runtime.index.view import View, look
+
+if TYPE_CHECKING:
+    from edgeclip.runtime.images.decode import Color, Picture
+    from edgeclip.runtime.model import Model
+
+Vectors = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Where = Filter | str | Mapping[str, Any] | None
+ADDED_AT_ONCE = 256  # pictures of `add_images`: what a crash may cost to embed again
+
+log = logging.getLogger(__name__)
+
+
+class Index:
+    """See `create` and `open`."""
+
+    def __init__(self, store: Store, model: Model | None = None) -> None:
+        if model is not None:
+            check_model(store.path, store.manifest.origin, model)
+            tell_of_variant(store.path, store.manifest, model)
+        self._store, self._model = store, model
+        self._lock = threading.RLock()
+        self._view = look(store, None)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model | Origin,
+        *,
+        settings: IndexSettings | None = None,
+        overwrite: bool = False,
+    ) -> Index:
+        """Make an empty index, open for writing.
+
+        Args:
+            model: whose vectors it will hold; an Origin where they come ready-made.
+        Raises:
+            InputError: `path` is there already and `overwrite` is false, or cannot be made.
+        """
+        origin = model if isinstance(model, Origin) else origin_of(model)
+        store = Store.create(Path(path), origin, settings or IndexSettings(), overwrite=overwrite)
+        return cls(store, None if isinstance(model, Origin) else model)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, write: bool = False) -> Index:
+        """Open an index that is there: in milliseconds, since vectors stay on disk until they are looked at.
+
+        Args:
+            model: makes vectors of queries that are texts or pictures; the caller closes it.
+            write: to add and remove. One process may.
+        Raises:
+            InputError: no index, a damaged one, one of another model, or one that another process writes.
+        """
+        store = Store.open(Path(path), write=write)
+        try:
+            return cls(store, model)
+        except BaseException:
+            store.close()
+            raise
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the files, and the right to write. Twice is fine."""
+        self._store.close()
+
+    def __len__(self) -> int:
+        return sum(part.living_count for part in self._now().parts)
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._store.path
+
+    @property
+    def origin(self) -> Origin:
+        """The model whose vectors it holds."""
+        return self._store.manifest.origin
+
+    @property
+    def settings(self) -> IndexSettings:
+        """What it was made with."""
+        return self._store.manifest.settings
+
+    # --- asking
+
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        where: Where = None,
+        threshold: float | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The k items nearest to a query, best first; fewer where fewer fit.
+
+        Args:
+            query: a text, a picture (Path, bytes, PIL image, uint8 array), a Query, or a (D,) vector.
+            where: a condition on records, as `filters.parse_filter` reads it, or {field: value, ...}.
+            threshold: least cosine.
+            exact: compare every vector, whatever the index would do.
+        Raises:
+            InputError: a query that cannot be used, or one that needs the model and was opened without.
+        """
+        return self.search_many(
+            self.vector_of(query)[None], k, where=where, threshold=threshold, exact=exact
+        )[0]
+
+    def search_many(
+        self,
+        queries: NDArray[Any],
+        k: int = 10,
+        *,
+        where: Where = None,
+        threshold: float | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        """`search` for each row of (Q, D) vectors of this index's model."""
+        view = self._now()
+        where_rows = None if where is None else [part.records.where(_filter(where)) for part in view.parts]
+        found = view.search(self._checked(queries), k, where_rows, exact=exact)
+        least = -np.inf if threshold is None else threshold
+        return [[hit for hit in hits if hit.score >= least] for hits in view.hits(*found)]
+
+    def search_ids(
+        self, queries: NDArray[Any], k: int = 10, *, where: Where = None, exact: bool = False
+    ) -> tuple[Ids, Vectors]:
+        """Like `search_many`, without records: (Q, k) ids, -1 where fewer fit, and their cosines."""
+        view = self._now()
+        where_rows = None if where is None else [part.records.where(_filter(where)) for part in view.parts]
+        part, row, scores = view.search(self._checked(queries), k, where_rows, exact=exact)
+        return view.ids(part, row), scores
+
+    def vector_of(self, query: Any) -> Vectors:
+        """The (D,) unit vector of whatever `search` takes."""
+        if isinstance(query, np.ndarray) and query.dtype != np.uint8:
+            return np.asarray(query, np.float32)
+        if self._model is None:
+            raise InputError(
+                f"{self.path}: opened without a model, so a query is a vector, got {type(query).__name__}. Pass one to Index.open."
+            )
+        if isinstance(query, str):
+            return self._model.embed_texts(query)
+        return compose(self._model, query) if isinstance(query, Query) else self._model.embed_images(query)
+
+    def get(self, keys: Iterable[str]) -> dict[str, Item]:
+        """Key -> item, of those that are there."""
+        return {key: part.records.items([row])[0] for key, (part, row) in self._now().find(keys).items()}
+
+    def vectors(self, keys: Sequence[str]) -> Vectors:
+        """(N, D) stored vectors. Raises InputError for a key that is not there."""
+        places = self._now().find(keys)
+        if missing := [key for key in keys if key not in places]:
+            raise InputError(f"{self.path}: no item {missing[0]!r}.")
+        rows = [places[key][0].vectors([places[key][1]])[0] for key in keys]
+        return np.stack(rows) if rows else np.empty((0, self.origin.dim), np.float32)
+
+    def keys(self) -> Iterator[str]:
+        """Of all items, in the order in which they were added."""
+        return (item.key for _, item in self.items())
+
+    def items(self) -> Iterator[tuple[int, Item]]:
+        """(id, item) of all, in the order in which they were added."""
+        for ids, _, items in self._now().batches(4096, with_vectors=False):
+            yield from zip(ids.tolist(), items, strict=True)
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[Ids, Vectors, list[Item]]]:
+        """All items as (n,) ids, (n, D) vectors and n items, in the order in which they were added."""
+        return self._now().batches(size)
+
+    # --- changing
+
+    def add(self, vectors: NDArray[Any], items: Sequence[Item | str | Mapping[str, Any]]) -> list[int]:
+        """Add vectors; durable when this returns. An item whose key is there already is replaced.
+
+        Args:
+            vectors: (N, D) unit rows.
+            items: N of them; a str is a key, a mapping a record with its "key", or else its "path".
+        Returns:
+            N ids.
+        Raises:
+            InputError: shapes, a key twice, a vector that is not finite or not of length 1, or an index opened for reading.
+        """
+        whole = [_item(item, i) for i, item in enumerate(items)]
+        if len({item.key for item in whole}) < len(whole):
+            seen: set[str] = set()
+            twice = next(item.key for item in whole if item.key in seen or seen.add(item.key))  # type: ignore[func-returns-value]
+            raise InputError(f"items: key {twice!r} is there twice.")
+        with self._lock:
+            view = self._now()
+            old = [int(part.ids[row]) for part, row in view.find(item.key for item in whole).values()]
+            ids = self._store.append(np.asarray(vectors, np.float32), whole, removes=old)
+            self._view = look(self._store, view)
+            if len(self._store.tail.ids) >= self.settings.flush_at:
+                self.flush()
+        return [int(number) for number in ids]
+
+    def add_images(
+        self,
+        images: Iterable[Picture],
+        items: Sequence[Item | str | Mapping[str, Any]] | None = None,
+        *,
+        color: Color = "rgb",
+        batch_size: int = 8,
+    ) -> list[int | InputError]:
+        """Embed pictures and add them.
+
+        Args:
+            items: as for `add`; None: the pictures are paths, which become keys and records.
+        Returns:
+            of each picture its id, or why it cannot be used.
+        """
+        if self._model is None:
+            raise InputError(f"{self.path}: opened without a model. Pass one to Index.open, or add vectors.")
+        pictures = list(images)
+        if items is None:
+            items = [_picture_item(picture, i) for i, picture in enumerate(pictures)]
+        if len(items) != len(pictures):
+            raise InputError(f"items: expected one for each of {len(pictures)} pictures, got {len(items)}.")
+        results: list[int | InputError] = []
+        held: list[tuple[int, Vectors]] = []  # place in the results, vector
+        for vector in self._model.embed_each(pictures, color=color, batch_size=batch_size):
+            if isinstance(vector, InputError):
+                results.append(vector)
+                continue
+            held.append((len(results), vector))
+            results.append(-1)
+            if len(held) == ADDED_AT_ONCE:
+                self._add_held(held, items, results)
+        self._add_held(held, items, results)
+        return results
+
+    def _add_held(self, held: list[tuple[int, Vectors]], items: Sequence[Any], results: list[Any]) -> None:
+        if held:
+            ids = self.add(np.stack([vector for _, vector in held]), [items[place] for place, _ in held])
+            for (place, _), number in zip(held, ids, strict=True):
+                results[place] = number
+            held.clear()
+
+    def remove(self, which: Iterable[str | int]) -> int:
+        """Remove by key or id; durable when this returns. What is not there is passed over.
+
+        Returns:
+            how many there were.
+        """
+        wanted = list(which)
+        numbers = [int(one) for one in wanted if not isinstance(one, str)]
+        with self._lock:
+            view = self._now()
+            by_key = view.find(one for one in wanted if isinstance(one, str)).values()
+            gone = {int(part.ids[row]) for part, row in by_key} | set(view.alive(numbers))
+            if gone:
+                self._store.remove(sorted(gone))
+                self._view = look(self._store, view)
+        return len(gone)
+
+    def remove_where(self, where: Where) -> int:
+        """Remove whatever meets a condition. Returns how many."""
+        with self._lock:
+            return self.remove(self.ids_where(where).tolist())
+
+    def ids_where(self, where: Where) -> Ids:
+        """Ids of the items that meet a condition, ascending."""
+        return (
+            self._now().ids_where(_filter(where))
+            if where is not None
+            else np.concatenate(
+                [part.ids[part.living_rows()] for part in self._now().parts] or [np.empty(0, np.int64)]
+            )
+        )
+
+    def flush(self) -> None:
+        """Write what the log holds as a segment, together with segments that are no larger."""
+        with self._lock:
+            maintenance.flush(self._store, self._now())
+            self._view = look(self._store, self._view)
+
+    def optimize(self) -> None:
+        """One segment of all that is alive: the fastest search; what was removed leaves the disk."""
+        with self._lock:
+            maintenance.optimize(self._store, self._now())
+            self._view = look(self._store, self._view)
+
+    # --- knowing
+
+    def measure_recall(self, queries: NDArray[Any] | None = None, k: int = 10) -> dict[str, Any]:
+        """How much of the exact answer a search finds; kept in the manifest where this index may be written.
+
+        Args:
+            queries: (Q, D) vectors such as will be asked; None: 200 of the stored ones, which then do not count themselves.
+        Returns:
+            "recall": share of the exact k that `search` finds among stored vectors; "stored": share of the k by float32
+            vectors that the stored precision keeps, as measured when they were written; "queries", "k", "vectors".
+        """
+        found = maintenance.measure_recall(self._store, self._now(), queries, k)
+        if self._store.writable:
+            with self._lock:
+                self._store.measured({"recall": found})
+        return found
+
+    def info(self) -> dict[str, Any]:
+        """JSON-ready facts: items, model, settings, segments, bytes, recall."""
+        return maintenance.info(self._store, self._now())
+
+    def verify(self) -> list[str]:
+        """Read everything and compare it with its checksums: the problems found, [] for none."""
+        return self._store.verify()
+
+    def _now(self) -> View:
+        """The newest state."""
+        if not self._store.writable:
+            with self._lock:
+                if self._store.refresh():
+                    self._view = look(self._store, self._view)
+        return self._view
+
+    def _checked(self, queries: NDArray[Any]) -> Vectors:
+        found = np.asarray(queries, np.float32)
+        if found.ndim != 2 or found.shape[1] != self.origin.dim:
+            raise InputError(f"query: expected (Q, {self.origin.dim}) vectors, got {found.shape}.")
+        if not np.isfinite(found).all():
+            raise InputError("query: holds a value that is not finite.")
+        return found
+
+
+def _filter(where: Filter | str | Mapping[str, Any] | None) -> Filter:
+    assert where is not None
+    return parse_filter(where)
+
+
+def _item(item: Item | str | Mapping[str, Any], i: int) -> Item:
+    if isinstance(item, Item):
+        return item
+    if isinstance(item, str):
+        return Item(item)
+    key = item.get("key", item.get("path"))
+    if not isinstance(key, str):
+        raise InputError(
+            f"items[{i}]: expected a key or a path, got {', '.join(map(str, item)) or 'nothing'}."
+        )
+    return Item(key, {name: value for name, value in item.items() if name != "key"})
+
+
+def _picture_item(picture: Any, i: int) -> Item:
+    if not isinstance(picture, (str, os.PathLike)):
+        raise InputError(
+            f"images[{i}]: expected a path, got {type(picture).__name__}. Pass items with their keys."
+        )
+    path = os.fspath(picture)
+    record: dict[str, Any] = {"path": path}
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return Item(path, record)  # the model says what is wrong with it
+    return Item(path, {**record, "size": status.st_size, "mtime": status.st_mtime})
