@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
+from edgeclip.runtime import fork
 from edgeclip.runtime.index.filter_sql import (
     NUMBERS,
     TEXTS,
@@ -30,7 +32,7 @@ from edgeclip.runtime.index.types import Item
 FILE = "records.sqlite"
 APPLICATION_ID, SCHEMA_VERSION = 0x65634958, 1  # "ecIX": `file` and SQLite's tools show whose it is
 MAX_NESTING = 100  # of a record; SQLite's JSON takes 1000
-BLOCK = 1000  # rows that are read at a time
+BLOCK = 4096  # keys that are read at a time
 
 # columns before the record: a filter on them reads no JSON, and a scan no overflow pages
 _SCHEMA = """
@@ -112,17 +114,26 @@ def _rows(ids: Sequence[int] | NDArray[np.int64], items: Sequence[Item]) -> Iter
 
 
 class Records:
-    """The records of one segment, read only. Opened when first asked; any number of threads and forked children may ask."""
+    """The records of one segment, read only: of any number of threads, and also when the writer has unlinked the file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._idle: list[sqlite3.Connection] = []  # a pool: a server has more threads than files may be open
-        self._owner, self._count, self._closed = os.getpid(), -1, False
+        self.path, self._count, self._closed = path, -1, False
+        self.after_fork()
+        fork.register(self)
 
     @classmethod
     def open(cls, folder: Path) -> Records:
-        """The records in a segment's folder. Reads nothing yet."""
-        return cls(folder / FILE)
+        """Take hold of the file in a segment's folder; it is read when first asked. Raises InputError where it is missing."""
+        records = cls(folder / FILE)
+        with records._translated():
+            records._put_back(records._take())
+        return records
+
+    def after_fork(self) -> None:
+        """SQLite's connections do not outlive a fork: a child opens its own."""
+        self._ready = threading.Condition()
+        self._idle: list[sqlite3.Connection] = []  # a pool: a server has more threads than files may be open
+        self._opened = 0
 
     def __len__(self) -> int:
         with self._connection():
@@ -158,54 +169,69 @@ class Records:
 
     def keys(self) -> Iterator[str]:
         """All keys, by row. Raises InputError as `items`."""
-        with self._connection() as connection:
-            for (key,) in connection.execute("SELECT key FROM records ORDER BY row"):
-                yield to_text(key)
+        for start in range(0, len(self), BLOCK):  # who reads them may ask for something else in between
+            with self._connection() as connection:
+                sql = "SELECT key FROM records WHERE row >= ? AND row < ? ORDER BY row"
+                block = connection.execute(sql, (start, start + BLOCK)).fetchall()
+            yield from (to_text(key) for (key,) in block)
 
     def close(self) -> None:
         """Let go of the file; what other threads are asking just now they are still told."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with self._ready:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that no other thread has, of a file that was checked."""
         if self._closed:
             raise InputError(f"{self.path}: the index was closed. Open it again.")
-        if self._owner != os.getpid():  # SQLite's connections do not outlive a fork
-            self._idle, self._owner = [], os.getpid()
-        try:
+        with self._translated():
+            connection = self._take()
             try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._open()
-            try:
+                if self._count < 0:
+                    self._check(connection)
                 yield connection
             finally:
                 self._put_back(connection)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
         except (sqlite3.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(
                 f"{self.path}: missing or damaged ({error}). "
                 "Check with `edgeclip index verify`, restore it, or build the index again."
             ) from error
 
-    def _put_back(self, connection: sqlite3.Connection) -> None:
-        if self._closed:
-            connection.close()
-        else:
-            self._idle.append(connection)
+    def _take(self) -> sqlite3.Connection:
+        with self._ready:
+            while not self._idle:
+                try:
+                    self._idle.append(self._connect())
+                    self._opened += 1
+                except sqlite3.OperationalError:
+                    if not self._opened or self.path.exists():
+                        raise
+                    self._ready.wait()  # unlinked: what is open goes on, and is shared
+            return self._idle.pop()
 
-    def _open(self) -> sqlite3.Connection:
+    def _put_back(self, connection: sqlite3.Connection) -> None:
+        with self._ready:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+            self._ready.notify()
+
+    def _connect(self) -> sqlite3.Connection:
         # immutable: no locks, no look for a journal; works on a read-only disk
         uri = f"file:{quote(os.fsencode(self.path.absolute()))}?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
-        try:
-            connection.text_factory = bytes
-            add_functions(connection)
-            self._check(connection)
-        except BaseException:
-            connection.close()
-            raise
+        connection.text_factory = bytes
+        add_functions(connection)
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:

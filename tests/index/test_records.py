@@ -69,20 +69,33 @@ def test_what_was_written_is_read(segment: Path) -> None:
     held.close()
 
 
-def test_nothing_is_read_before_it_is_asked(segment: Path) -> None:
+def test_a_reader_goes_on_when_the_writer_has_merged_the_file_away(segment: Path) -> None:
     held = Records.open(segment)
-    (segment / "records.sqlite").rename(segment / "elsewhere")
-    with pytest.raises(
-        InputError, match=r"records.sqlite: missing or damaged \(unable to open database file\)\. Check with"
-    ):
-        len(held)
-    (segment / "elsewhere").rename(segment / "records.sqlite")
-    assert len(held) == 4
-    (segment / "records.sqlite").unlink()  # the writer has merged it away: a reader goes on
+    (segment / "records.sqlite").unlink()  # before anything was asked
     assert held.items([1])[0].key == "b"
+    asked = [held.items([0])[0].record == ODD for _ in iter(held.keys())]
+    found: list[int] = []
+    with held._connection():  # all others wait for this one
+        waiting = threading.Thread(target=lambda: found.append(len(held)))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+    waiting.join()
+    assert (asked, found) == ([True] * 4, [4])
     held.close()
     with pytest.raises(InputError, match=r"the index was closed\. Open it again\."):
         held.items([1])
+    with pytest.raises(
+        InputError, match=r"records.sqlite: missing or damaged \(unable to open database file\)\. Check with"
+    ):
+        Records.open(segment)
+
+
+def test_the_file_is_read_when_it_is_asked(segment: Path) -> None:
+    held = Records.open(segment)
+    _run("PRAGMA user_version=2")(segment / "records.sqlite")
+    with pytest.raises(InputError, match="records of version 2"):
+        len(held)
 
 
 def test_a_folder_of_any_name_and_no_rows(tmp_path: Path) -> None:
@@ -227,7 +240,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (Records, "rows_of", "max(row)", "min(row)", test_what_was_written_is_read),
         (Records, "items", "for row in wanted]", "for row in sorted(wanted)]", test_what_was_written_is_read),
         (Records, "_check", "rows != last + 1", "False", lambda s: test_a_damaged_file_is_one_line(s, _run("DELETE FROM records WHERE row=3"), "damaged: expected")),
-        (Records, "_connection", "self._owner != os.getpid()", "False", test_a_forked_child_opens_its_own),
+        (Records, "after_fork", "= []", "= getattr(self, '_idle', [])", test_a_forked_child_opens_its_own),
     ],
     ids=range(4),
 )  # fmt: skip
