@@ -67,28 +67,19 @@ class GraphFile:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}). Build the index again.") from error
         width = code_bytes(precision, dim)
-        start = 8 + count * width  # of the head
-        _want(path, "size", len(data) >= start + _HEAD_SIZE + _SHAPE.size, f"{len(data)} bytes")
-        rows = struct.unpack_from("<2I", data.data)
-        _want(path, "rows", rows == (count, width), f"{rows} rows and bytes, not {(count, width)}")
-        magic, *kinds, present, removed, wide, multi = _HEAD.unpack_from(data.data, start)
-        _want(
-            path, "head", (magic, kinds[3:5]) == (b"usearch", _kinds(precision)), f"{magic!r}, {kinds[3:5]}"
-        )
-        nodes, links, links_below, top, first = _SHAPE.unpack_from(data.data, start + _HEAD_SIZE)
-        counts = present, removed, wide, multi, nodes
-        _want(
-            path,
-            "counts",
-            counts == (count, 0, dim, False, count) and first < count,
-            f"{counts}, first {first}",
-        )
-        _want(path, "links", 0 < links <= links_below < 1 << 16, f"{links} and {links_below}")
+        head = 8 + count * width
+        shape = head + _HEAD_SIZE
+        _want(path, "length", len(data) >= shape + _SHAPE.size + count * (2 + _NODE), len(data))
+        _want(path, "matrix", (came := struct.unpack_from("<2I", data.data)) == (count, width), came)
+        magic, *kinds, present, removed, wide, multi = _HEAD.unpack_from(data.data, head)
+        _want(path, "head", (magic, kinds[3:5]) == (b"usearch", _kinds(precision)), (magic, kinds))
+        nodes, links, links_below, top, first = _SHAPE.unpack_from(data.data, shape)
+        counts = (present, removed, wide, multi, nodes)
+        _want(path, "counts", counts == (count, 0, dim, False, count) and first < count, (*counts, first))
+        _want(path, "links", 0 < links <= links_below < 1 << 16, (links, links_below))
         found = cls(path, data, count, dim, width, links, links_below, first, top, precision)
-        _want(
-            path, "levels", bool((found.levels >= 0).all()) and found.levels[first] == top, f"highest {top}"
-        )
-        _want(path, "length", int(found.offsets[-1] + found.sizes[-1]) == len(data), f"{len(data)} bytes")
+        _want(path, "levels", found.levels.min() >= 0 and found.levels[first] == top, top)
+        _want(path, "length", found.offsets[-1] + found.sizes[-1] == len(data), len(data))
         return found
 
     @property
@@ -170,11 +161,9 @@ def _kinds(precision: Precision) -> list[int]:
     return [{"ip": 105, "l2sq": 101, "hamming": 98}[metric], {"f16": 12, "i8": 23, "b1": 1}[scalar]]
 
 
-def _want(path: Path, what: str, fine: bool, came: object) -> None:
+def _want(path: Path, what: str, fine: bool | np.bool_, came: object) -> None:
     if not fine:
-        raise InputError(
-            f"{path}: damaged: its {what} do not agree with the rest ({came}). Build the index again."
-        )
+        raise InputError(f"{path}: damaged: {what} not as the rest says (got {came}). Build the index again.")
 
 
 def open_walker(file: GraphFile, settings: IndexSettings) -> Any:

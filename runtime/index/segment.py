@@ -356,7 +356,7 @@ def _facts(folder: Path, dim: int, settings: IndexSettings) -> Mapping[str, Any]
             raise InputError(
                 f"{path}: {name}: expected {value}, got {found[name]}. It belongs to another index."
             )
-    if found["kind"] not in ("exact", "graph") or found["count"] < 0:
+    if found["kind"] not in ("exact", "graph") or found["count"] < (found["kind"] == "graph"):
         raise InputError(
             f"{path}: damaged (kind {found['kind']!r}, {found['count']} rows). Build the index again."
         )
