@@ -85,7 +85,7 @@ def asking_options(command: F) -> F:
 
 def _by_sign(weighted: _Weighted) -> tuple[_Weighted, _Weighted]:
     return (
-        tuple((term, weight) for term, weight in weighted if weight >= 0),
+        tuple((term, weight) for term, weight in weighted if not weight < 0),  # NaN too: it is refused there
         tuple((term, -weight) for term, weight in weighted if weight < 0),
     )
 
