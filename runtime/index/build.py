@@ -81,9 +81,10 @@ def fill(
             f"{index.path}: holds vectors of {index.origin.name} (width {index.origin.dim}), the source's are of {origin.name} "
             f"(width {origin.dim}). Pass {index.origin.name}'s bundle, or build another index."
         )
-    build = _Build(
-        index, _way(source, model, how, origin.dim), how, Progress(source.count() if tell else None), tell
-    )
+    way = _way(source, model, how, origin.dim)
+    if how.elsewhere and not source.has_vectors:
+        way = how.elsewhere(way)
+    build = _Build(index, way, how, Progress(source.count() if tell else None), tell)
     begun = time.perf_counter()
     build.run(source)
     if how.prune:
@@ -260,7 +261,7 @@ def _origin(source: Source, model: Model | None, trust: bool) -> Origin:
     if source.origin is None:
         raise InputError(
             f"{where}: does not say which model made its vectors, and those of another would make every answer nonsense. "
-            "If you know, name it with -b BUNDLE --trust."
+            "If you know, name it with -b BUNDLE --trust (or in the file: edgeclip.model_id among its metadata)."
         )
     if given is not None and source.origin.model_id != given.model_id:
         raise InputError(
