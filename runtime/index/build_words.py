@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index.region_way import Boxes
+from edgeclip.runtime.index.ways import Way
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class BuildSettings:
     update: bool = True  # False: a key that is there is not looked at again
     prune: bool = False  # remove items of this source that it does not have any more
     trust: bool = False  # ready-made vectors are the model's, whatever their file says or does not
+    # where vectors are made: away/ray_build.py has one such; None: in this process
+    elsewhere: Callable[[Way], Way] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("proposals", self.proposals)):
