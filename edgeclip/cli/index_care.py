@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import click
 
 from edgeclip.cli.common import emit, json_option, say, strict_option
@@ -80,20 +82,32 @@ def remove(
 
 @click.command(epilog=INFO_EXAMPLES)
 @click.argument("index")
-@click.option("--measure", is_flag=True, help="Measure recall on the stored vectors now.")
+@click.option("--measure", is_flag=True, help="Measure recall on the stored vectors now, and keep it.")
+@click.option(
+    "-b",
+    "--bundle",
+    help="With --measure: what queries by this bundle's precision find of what stored vectors find.",
+)
 @json_option
-def info(index: str, measure: bool, as_json: bool) -> int:
+def info(index: str, measure: bool, bundle: str | None, as_json: bool) -> int:
     """Say what an index holds, and how well a search finds it.
 
     INDEX is its folder.
     """
     from edgeclip.runtime.index.index import Index
 
-    with Index.open(index) as opened:
-        recall = opened.measure_recall() if measure else None
+    if bundle is not None and not measure:
+        raise click.UsageError("-b says what --measure measures: pass --measure too.")
+    import edgeclip
+
+    with ExitStack() as stack:
+        model = stack.enter_context(edgeclip.load(bundle)) if bundle else None
+        opened = stack.enter_context(Index.open(index, model, write=measure))
+        if measure:
+            opened.measure_recall()
+        if bundle and not opened.measure_variants():
+            say(f"{index}: written by this bundle's own variant: there is nothing to compare.")
         facts = opened.info()
-        if recall is not None:
-            facts["measured"] = {**facts["measured"], "recall": recall}
     if as_json:
         emit(facts)
         return 0
@@ -108,6 +122,13 @@ def info(index: str, measure: bool, as_json: bool) -> int:
             for n, one in enumerate(segments, 1)
         ),
         ("in the log", f"{facts['in_log']:,}"),
+        *(
+            (
+                f"asked by {name}",
+                f"{one['recall']:.3f} of what stored vectors find, cosine {one['cosine']:.4f}",
+            )
+            for name, one in facts["measured"].get("variants", {}).items()
+        ),
     ]
     show(index, rows)
     return 0

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import maintenance
-from edgeclip.runtime.index.binding import check_model, origin_of, tell_of_variant
+from edgeclip.runtime.index.binding import check_model, measure_variants, origin_of, tell_of_variant
 from edgeclip.runtime.index.filters import Filter, parse_filter
-from edgeclip.runtime.index.queries import Query, compose
+from edgeclip.runtime.index.queries import Query, compose_for
 from edgeclip.runtime.index.store import Store
 from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
 from edgeclip.runtime.index.view import View, look
@@ -174,13 +174,15 @@ class Index:
         """The (D,) unit vector of whatever `search` takes."""
         if isinstance(query, np.ndarray) and query.dtype != np.uint8:
             return np.asarray(query, np.float32)
+        if isinstance(query, Query):  # of vectors alone it needs no model
+            return compose_for(self, self._model, query)
         if self._model is None:
             raise InputError(
                 f"{self.path}: opened without a model, so a query is a vector, got {type(query).__name__}. Pass one to Index.open."
             )
         if isinstance(query, str):
             return self._model.embed_texts(query)
-        return compose(self._model, query) if isinstance(query, Query) else self._model.embed_images(query)
+        return self._model.embed_images(query)
 
     def get(self, keys: Iterable[str]) -> dict[str, Item]:
         """Key -> item, of those that are there."""
@@ -335,6 +337,18 @@ class Index:
         if self._store.writable:
             with self._lock:
                 self._store.measured({"recall": found})
+        return found
+
+    def measure_variants(self, k: int = 10) -> dict[str, Any]:
+        """What queries by the model's own variant find, where another one wrote the index; see `binding.measure_variants`."""
+        if self._model is None:
+            raise InputError(f"{self.path}: opened without a model. Pass one to Index.open.")
+        found = measure_variants(self, self._model, k)
+        if found and self._store.writable:
+            with self._lock:
+                self._store.measured(
+                    {"variants": {**self._store.manifest.measured.get("variants", {}), **found}}
+                )
         return found
 
     def info(self) -> dict[str, Any]:

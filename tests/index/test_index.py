@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import edgeclip
 from edgeclip import Index, IndexSettings, InputError, Item, Model, Origin
@@ -209,5 +210,20 @@ def test_another_variant_of_the_model_is_told(
     origin = Origin(model.manifest.model_id, "toy", model.manifest.embedding_dim, ("image-int8-decomposed",))
     with Index.create(tmp_path / "own.index", origin):
         pass
-    with Index.open(tmp_path / "own.index", model):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(12):
+        Image.fromarray(picture(seed)).save(folder / f"{seed}.png")
+    with Index.open(tmp_path / "own.index", model, write=True) as opened:
         assert "written by image-int8-decomposed, asked by image-fp32" in caplog.text
+        opened.add_images(sorted(folder.iterdir()))
+        (found,) = opened.measure_variants(k=5).values()
+        assert found == {"recall": 1.0, "k": 6, "queries": 12, "cosine": pytest.approx(1, abs=1e-5)}
+        wrong = opened.vectors(list(opened.keys()))[::-1]
+        opened.add(wrong, list(opened.get(opened.keys()).values()))  # other vectors than the model's
+        assert (
+            opened.measure_variants(k=5)[next(iter(opened.info()["measured"]["variants"]))]["cosine"] < 0.999
+        )
+    caplog.clear()
+    with Index.open(tmp_path / "own.index", model):
+        assert not caplog.text  # measured by now
