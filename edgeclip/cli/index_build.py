@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,7 @@ Examples:
   edgeclip index build table.parquet -o table.index                pictures as bytes or paths, or ready-made vectors
   edgeclip index build captions.txt -o words.index --captions      texts, one a line
   edgeclip index build photos/ -o regions.index -b detector/ --proposals 20
+  edgeclip index build /nfs/photos -o photos.index -b /nfs/clip-b32 --ray auto --ray-gpus 1
 """
 
 ADD_EXAMPLES = """\b
@@ -51,6 +53,10 @@ def _source_options(command: F) -> F:
             help="Name pictures by their path below this folder. Default: the folder given, or the one a file lies in."),
         click.option("--trust", is_flag=True,
             help="Take ready-made vectors for the bundle's own, whatever their file says."),
+        click.option("--ray-gpus", type=click.FloatRange(min=0), default=0, show_default=True, help="GPUs of one of Ray's workers."),
+        click.option("--ray-cpus", type=click.IntRange(min=1), default=4, show_default=True, help="CPU threads of one of Ray's workers."),
+        click.option("--ray", metavar="ADDRESS",
+            help="Embed on many machines with Ray: auto, ray://host:10001, or here for this machine alone."),
         click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures per call of the engine."),
     ):  # fmt: skip
         found = option(found)
@@ -123,7 +129,7 @@ def add(index: str, source: tuple[str, ...], **options: Any) -> int:
 
 def _run(
     source: Sequence[str], place: Path, run: Callable[..., BuildReport], *, root: Path | None, boxes_file: Path | None,
-    trust: bool, as_json: bool, strict: bool, bundle: str, engine: Any, threads: int | None, variants: tuple[str, ...], **how: Any,
+    ray: str | None, ray_cpus: int, ray_gpus: float, trust: bool, as_json: bool, strict: bool, bundle: str, engine: Any, threads: int | None, variants: tuple[str, ...], **how: Any,
 ) -> int:  # fmt: skip
     import edgeclip
     from edgeclip.runtime.index.build_words import BuildSettings
@@ -132,7 +138,14 @@ def _run(
 
     settings = BuildSettings(boxes=_boxes(boxes_file), trust=trust, **how)
     opened = open_source(source[0] if len(source) == 1 else source, root)
-    with progress_bar(as_json) as tell, _kept(place):
+    where: Any = nullcontext()
+    if ray is not None and not opened.has_vectors:
+        from edgeclip.runtime.index.away.ray_build import RayOptions, Spread, cluster
+
+        machines = RayOptions(None if ray == "here" else ray, cpus=ray_cpus, gpus=ray_gpus)
+        opening = {"engine": engine, "variants": variants}
+        settings, where = replace(settings, elsewhere=Spread(bundle, opening, machines)), cluster(machines)
+    with where, progress_bar(as_json) as tell, _kept(place):
         if opened.has_vectors and not trust:  # their file says whose they are
             report = run(opened, None, settings, tell)
         else:
