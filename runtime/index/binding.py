@@ -47,6 +47,15 @@ def variants_of(model: Model) -> tuple[str, ...]:
     return tuple(found)
 
 
+def variants_in_use(model: Model) -> tuple[str, ...]:
+    """Ids of the variants that made vectors in this process."""
+    return tuple(
+        tower.variant.id
+        for tower in model.towers
+        if tower.variant and tower.kind in ("image", "text") and tower.head == "embeddings"
+    )
+
+
 def check_model(path: Path, origin: Origin, model: Model) -> None:
     """Raise InputError unless the index holds this model's vectors."""
     facts = model.manifest

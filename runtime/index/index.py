@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import maintenance
-from edgeclip.runtime.index.binding import check_model, measure_variants, origin_of, tell_of_variant
+from edgeclip.runtime.index.binding import (
+    check_model,
+    measure_variants,
+    origin_of,
+    tell_of_variant,
+    variants_in_use,
+)
 from edgeclip.runtime.index.filters import Filter, parse_filter
 from edgeclip.runtime.index.queries import Query, compose_for
 from edgeclip.runtime.index.store import Store
@@ -231,9 +237,12 @@ class Index:
             view = self._now()
             old = [int(part.ids[row]) for part, row in view.find(item.key for item in whole).values()]
             ids = self._store.append(np.asarray(vectors, np.float32), whole, removes=old)
+            if self._model is not None:
+                for variant in set(variants_in_use(self._model)) - set(self.origin.variants):
+                    self._store.written_by(variant)
             self._view = look(self._store, view)
             if len(self._store.tail.ids) >= self.settings.flush_at:
-                self.flush()
+                self._flush_or_tell()
         return [int(number) for number in ids]
 
     def add_images(
@@ -315,6 +324,13 @@ class Index:
         with self._lock:
             maintenance.flush(self._store, self._now())
             self._view = look(self._store, self._view)
+
+    def _flush_or_tell(self) -> None:
+        """What was added lies in the log, and stays there: an error would say that it was not added."""
+        try:
+            self.flush()
+        except InputError as error:
+            log.warning("%s: stays in the log for now: %s", self.path, error)
 
     def optimize(self) -> None:
         """One segment of all that is alive: the fastest search; what was removed leaves the disk."""

@@ -216,11 +216,22 @@ def test_another_variant_of_the_model_is_told(
         Image.fromarray(picture(seed)).save(folder / f"{seed}.png")
     with Index.open(tmp_path / "own.index", model, write=True) as opened:
         assert "written by image-int8-decomposed, asked by image-fp32" in caplog.text
-        opened.add_images(sorted(folder.iterdir()))
+        opened.add_images(sorted(folder.iterdir())[:6])
+        assert opened.origin.variants == ("image-int8-decomposed", "image-fp32")
+    with Index.create(
+        tmp_path / "own.index", origin, overwrite=True
+    ) as bare:  # vectors whose variant nobody can know
+        bare.add(
+            model.embed_images([*folder.glob("*.png")]),
+            [{"path": str(path)} for path in folder.glob("*.png")],
+        )
+    with Index.open(tmp_path / "own.index", model, write=True) as opened:
         (found,) = opened.measure_variants(k=5).values()
         assert found == {"recall": 1.0, "k": 6, "queries": 12, "cosine": pytest.approx(1, abs=1e-5)}
-        wrong = opened.vectors(list(opened.keys()))[::-1]
-        opened.add(wrong, list(opened.get(opened.keys()).values()))  # other vectors than the model's
+    with Index.open(tmp_path / "own.index", write=True) as bare:
+        wrong = bare.vectors(list(bare.keys()))[::-1]
+        bare.add(wrong, list(bare.get(bare.keys()).values()))  # other vectors than the model's
+    with Index.open(tmp_path / "own.index", model, write=True) as opened:
         assert (
             opened.measure_variants(k=5)[next(iter(opened.info()["measured"]["variants"]))]["cosine"] < 0.999
         )
