@@ -154,7 +154,9 @@ def _in_folder(place: str, bundle: str, loading: Loading, asking: Asking, as_jso
     items, rows = [], []
     with loading.load(bundle) as model:
         facts = model.manifest
-        if not asking.likes:  # a question that cannot be asked is told before the folder is embedded
+        if (
+            not asking.likes and not asking.centre
+        ):  # a question that cannot be asked is told before the folder is embedded
             _question(Memory(np.empty((0, facts.embedding_dim), np.float32), []), model, asking)
         for path, vector in answers(paths, model.embed_each(paths), failures, "embed", as_json):
             status = Path(path).stat()
@@ -169,12 +171,12 @@ def _in_folder(place: str, bundle: str, loading: Loading, asking: Asking, as_jso
 
 def _question(index: Index | Memory, model: Model | None, asking: Asking) -> tuple[Any, list[Part]]:
     """The question as a vector, and as it is shown."""
-    from edgeclip.runtime.index.queries import compose
+    from edgeclip.runtime.index.queries import compose_for
     from edgeclip.runtime.index.sheet import parts_of
 
     query = asking.query(list(index.vectors(asking.likes)))
     found = index.get(asking.likes)
-    return compose(model, query), parts_of(query, [found[key] for key in asking.likes])
+    return compose_for(index, model, query), parts_of(query, [found[key] for key in asking.likes])
 
 
 def _ask(index: Index | Memory, model: Model | None, asking: Asking) -> tuple[list[Hit], list[Part]]:

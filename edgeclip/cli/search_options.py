@@ -99,7 +99,7 @@ _OPTIONS = (
     click.option("--weigh-image", "weighted_images", type=_SAID, multiple=True, metavar="FILE WEIGHT", help="The same of a picture."),
     click.option("--image-weight", type=click.FloatRange(min=0), default=0.7, show_default=True, help="Of pictures, where a text weighs 1."),
     click.option("--negative-weight", type=click.FloatRange(min=0), default=0.5, show_default=True, help="Of what is not wanted, times that."),
-    click.option("--centre", is_flag=True, help="Take the means of texts and of pictures off first: for an index that holds both. The bundle's codecs have them."),
+    click.option("--centre", is_flag=True, help="Take the means of texts and of pictures off first: for an index that holds both."),
     click.option("-k", "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show."),
     click.option("--threshold", type=click.FloatRange(-1, 1), help="Least score, a cosine."),
     click.option("--where", metavar="FILTER", help="A condition on what is stored beside the vectors, e.g. \"year >= 2020 and tag in ('a', 'b')\"."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,12 @@ class Memory:
     def get(self, keys: Sequence[str]) -> dict[str, Item]:
         """Key -> item, of those that are there."""
         return {key: self._items[self._rows[key]] for key in keys if key in self._rows}
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[NDArray[np.int64], Vectors, list[Item]]]:
+        """All items as (n,) ids, (n, D) vectors and n items."""
+        for start in range(0, len(self), size):
+            some = slice(start, start + size)
+            yield np.arange(len(self))[some], self._vectors[some], self._items[some]
 
     def vectors(self, keys: Sequence[str]) -> Vectors:
         """(N, D) vectors of these keys. Raises InputError for a key that is not there."""

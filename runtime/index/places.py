@@ -24,7 +24,7 @@ def file_of(item: Hit | Item) -> Path | None:
     if _in_shard(record):
         return None
     if not isinstance(path, str):
-        return Path(item.key) if not record.get("caption") and os.path.isfile(item.key) else None  # noqa: PTH113  (a key is any text)
+        return Path(item.key) if not is_text(item) and os.path.isfile(item.key) else None  # noqa: PTH113  (a key is any text)
     if not isinstance(source, str):
         return Path(path)
     # a folder may be gone by now: a table has a suffix
@@ -53,6 +53,11 @@ def _in_shard(record: Mapping[str, Any]) -> bool:
     """Whether it tells bytes of another file; "offset" alone may be anybody's own field."""
     facts = [(name, type(record.get(name))) for name in ("source", "offset", "size", "sha256")]
     return facts == [("source", str), ("offset", int), ("size", int), ("sha256", str)]
+
+
+def is_text(item: Hit | Item) -> bool:
+    """Whether it is a caption by itself, and no picture."""
+    return "path" not in item.record and bool(item.record.get("caption"))
 
 
 def _from_shard(record: Mapping[str, Any]) -> bytes:

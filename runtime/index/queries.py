@@ -10,24 +10,27 @@ what was wanted above what was not in 72 % of the pairs (50 % without the unwant
 
 Pictures and texts of a CLIP lie apart (the modality gap). As long as all that is stored is of one kind, that moves the scores of a question
 nearly alike: centring each part found as much (68 % of those 704 questions with it and without, all weights 1) and is off. It is for an
-index that holds texts beside pictures.
+index that holds texts beside pictures: of 400 pictures that asked one of all 1,641 pictures and their names, 35 % found their own name
+among the first ten, centred 65 %.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.images.decode import Picture
+from edgeclip.runtime.index.places import is_text
 from edgeclip.runtime.pictures import is_one
 
 if TYPE_CHECKING:
     from edgeclip.runtime.codecs.kinds import Kind
+    from edgeclip.runtime.index.types import Item
     from edgeclip.runtime.model import Model
 
 Vectors = NDArray[np.float32]
@@ -35,7 +38,18 @@ Vectors = NDArray[np.float32]
 Text = str | tuple[str, float]
 Image = Picture | Vectors | tuple[Picture | Vectors, float]
 
+FEWEST, MOST = (
+    64,
+    16_384,
+)  # stored vectors of a kind that a mean is taken of; and those that are looked at for it
 LEAST = 1e-3  # of the weights' sum: what is shorter points nowhere, but where rounding led it
+
+
+class Stored(Protocol):
+    """What is asked of an index here."""
+
+    def batches(self, size: int = ...) -> Iterable[tuple[NDArray[np.int64], Vectors, list[Item]]]:
+        """(n,) ids, (n, D) vectors and n items at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Query:
         0.7  # of each picture; scores of pictures with pictures differ more than those with texts
     )
     negative_weight: float = 0.5  # times that, of what is not wanted
-    centre: bool = False  # take each kind's mean off first; the bundle's codecs hold them
+    centre: bool = False  # take each kind's mean off first
 
     def __post_init__(self) -> None:
         for name in ("text_weight", "image_weight", "negative_weight"):
@@ -83,7 +97,7 @@ def compose(
 
     Args:
         model: embeds texts and pictures; None will do where every term is a vector.
-        means: (D,) of vectors of texts and of pictures, for centring; None: those in the bundle's codecs.
+        means: (D,) of vectors of texts and of pictures, for centring; None: those in the bundle's codecs. `compose_for` knows more.
     Returns:
         (D,) float32, of norm 1. It does not depend on the order of terms.
     Raises:
@@ -97,7 +111,7 @@ def compose(
         terms = [(term, weight) for of, term, weight in parts if of == kind]
         vectors = _embed(model, kind, [term for term, _ in terms])
         if query.centre and terms:
-            vectors = _centred(vectors, kind, means or _means(model))
+            vectors = _centred(vectors, kind, _means(model) if means is None else means)
         rows += [weight * vector for (_, weight), vector in zip(terms, vectors, strict=True)]
     found = np.sum(rows, axis=0)
     norm = float(np.linalg.norm(found))
@@ -107,6 +121,27 @@ def compose(
             "and unwanted."
         )
     return np.asarray(found / norm, np.float32)
+
+
+def compose_for(index: Stored, model: Model | None, query: Query) -> Vectors:
+    """`compose` for what an index holds: centred by its own means where the bundle has no codecs. Raises as `compose`."""
+    own = query.centre and (model is None or not model.manifest.codecs)
+    return compose(model, query, means=stored_means(index) if own else None)
+
+
+def stored_means(index: Stored) -> dict[Kind, Vectors]:
+    """(D,) of the stored texts and of the stored pictures; of a kind with fewer than 64 vectors none."""
+    rows: dict[Kind, list[Vectors]] = {"text": [], "image": []}
+    seen = 0
+    for _, vectors, items in index.batches():
+        texts = np.array([is_text(item) for item in items], bool)
+        rows["text"].append(vectors[texts])
+        rows["image"].append(vectors[~texts])
+        seen += len(items)
+        if seen >= MOST:
+            break
+    found = {kind: np.concatenate(parts) for kind, parts in rows.items() if parts}
+    return {kind: part.mean(axis=0) for kind, part in found.items() if len(part) >= FEWEST}
 
 
 def _embed(model: Model | None, kind: str, terms: Sequence[Any]) -> NDArray[np.float64]:
@@ -141,8 +176,8 @@ def _centred(
 ) -> NDArray[np.float64]:
     if kind not in means:
         raise InputError(
-            f"query: no mean of kind {kind!r} is known, so it cannot be centred. Fit the codecs with both pictures and texts "
-            "(`edgeclip codecs --texts`)."
+            f"query: no mean of kind {kind!r} is known, so it cannot be centred. Fit codecs to both pictures and texts "
+            f"(`edgeclip codecs --texts`), or ask an index of {FEWEST} or more of each."
         )
     found = rows - np.asarray(means[kind], np.float64)
     norms = np.linalg.norm(found, axis=1, keepdims=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.images.decode import Picture, decode
-from edgeclip.runtime.index.places import read_picture
+from edgeclip.runtime.index.places import is_text, read_picture
 from edgeclip.runtime.index.queries import Query
 from edgeclip.runtime.index.types import Hit, Item
 
@@ -127,7 +127,11 @@ def _tile(rank: int, hit: Hit, best: float) -> str:
     bar = _tag("span", _tag("span", "", style=f"width:{share:.0f}%"), class_="track", aria_hidden="true")
     score = _tag("p", _tag("b", str(rank)) + bar + _tag("span", f"{hit.score:.3f}"), class_="score")
     caption = hit.record.get("caption")
-    told = _tag("p", _text(caption), class_="told") if isinstance(caption, str) and caption else ""
+    told = (
+        _tag("p", _text(caption), class_="told")
+        if isinstance(caption, str) and caption and not is_text(hit)
+        else ""
+    )
     others = [(name, value) for name, value in hit.record.items() if name != "caption"]
     rows = "".join(_tag("dt", _text(name)) + _tag("dd", _text(_said(value))) for name, value in others)
     record = _tag("details", _tag("summary", "record") + _tag("dl", rows)) if rows else ""

@@ -111,7 +111,7 @@ def test_more_like_one_needs_no_model(index: Path, edgeclip: Edgeclip) -> None:
         ([" ", "-b", "{toy}"], "TEXT: expected a text, got an empty one."),
         (["a cat", "--not", "a cat", "--negative-weight", "1", "-b", "{toy}"], "query: its terms cancel out"),
         (["a cat", "--image", "none.png", "-b", "{toy}"], "none.png: cannot be read"),
-        (["a cat", "--centre", "-b", "{toy}"], "{toy}: this bundle has no codecs."),
+        (["a cat", "--centre", "-b", "{toy}"], "query: no mean of kind 'text' is known"),
         (["a cat", "--where", "size >", "-b", "{toy}"], "filter: "),
         (["a cat", "--threshold", "2", "-b", "{toy}"], "Invalid value for '--threshold': 2.0 is not in the range"),
         (["--weigh", "a cat", "x", "-b", "{toy}"], "Invalid value for '--weigh': 'x' is not a valid float."),

@@ -12,7 +12,10 @@ import pytest
 import edgeclip
 from edgeclip import EngineError, InputError, Model
 from edgeclip.runtime.index import queries
-from edgeclip.runtime.index.queries import Query, compose
+from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.memory import Memory
+from edgeclip.runtime.index.queries import Query, compose, compose_for
+from edgeclip.runtime.index.types import Item, Origin
 from tests.mutants import broken
 from tests.runtime.toy import picture
 from tests.vectors import clip_like
@@ -79,7 +82,7 @@ def test_centring_takes_the_gap_off() -> None:
     text, image = X - means["text"], Y - means["image"]
     row = text / np.linalg.norm(text) + 0.7 * image / np.linalg.norm(image)
     np.testing.assert_allclose(found, row / np.linalg.norm(row), atol=1e-6)
-    with pytest.raises(InputError, match=r"no mean of kind 'text' is known.*Fit the codecs"):
+    with pytest.raises(InputError, match=r"no mean of kind 'text' is known.*Fit codecs"):
         compose(Planted(), Query("x", centre=True), means={"image": means["image"]})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="centring needs the model"):
         compose(None, Query(images=X, centre=True))
@@ -170,3 +173,46 @@ def test_pictures_and_texts_as_the_model_embeds_them(nano: Model) -> None:
     with pytest.raises(EngineError, match="no codecs"):
         compose(nano, Query("a cat", centre=True))
     assert queries.LEAST < 0.01
+
+
+def mixed(count: int = 300) -> tuple[Memory, Any, Any]:
+    """Pictures and their captions, each kind with a mean of its own, in one store: rows i and count + i belong together."""
+    random = np.random.default_rng(0)
+    gap = np.array([[4.0], [-4.0]]) * np.eye(1, 32)
+    meant = random.normal(size=(count, 32))
+    rows = [meant + gap[kind] + 0.3 * random.normal(size=(count, 32)) for kind in (0, 1)]
+    images, texts = (row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows)
+    items = [Item(f"{i}.png", {"path": f"{i}.png"}) for i in range(count)]
+    items += [Item(f"c{i}", {"caption": f"caption {i}"}) for i in range(count)]
+    return Memory(np.concatenate([images, texts]).astype(np.float32), items), images, texts
+
+
+def test_means_of_what_is_stored() -> None:
+    store, images, texts = mixed()
+    means = queries.stored_means(store)
+    np.testing.assert_allclose(means["image"], images.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(means["text"], texts.mean(axis=0), atol=1e-6)
+    few = Memory(images[:70].astype(np.float32), [Item(str(i), {"caption": "x"} if i < 9 else {}) for i in range(70)])  # fmt: skip
+    assert queries.stored_means(few) == {}
+    assert queries.stored_means(Memory(np.empty((0, 4), np.float32), [])) == {}
+
+
+def test_centred_questions_find_the_other_kind() -> None:
+    """A picture's caption among pictures and captions: beyond the gap without centring."""
+    store, images, _ = mixed()
+    found = dict.fromkeys((False, True), 0)
+    for centre in found:
+        for i in range(40):
+            asked = compose_for(store, None, Query(images=images[i].astype(np.float32), centre=centre))
+            found[centre] += f"c{i}" in [hit.key for hit in store.search(asked, 3)]
+    assert found[False] <= 4
+    assert found[True] >= 36
+
+
+def test_an_index_asks_by_vectors_without_a_model(tmp_path: Path) -> None:
+    with Index.create(tmp_path / "x.index", Origin("1" * 64, "planted", 3)) as index:
+        index.add(np.stack([X, Y, Z]), ["x", "y", "z"])
+        hits = index.search(Query(images=[X, (Y, 0.2)], not_images=Z))
+        assert [hit.key for hit in hits] == ["x", "y", "z"]
+        with pytest.raises(InputError, match="'x' needs the model"):
+            index.search(Query("x"))
