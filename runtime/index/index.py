@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
+from edgeclip.runtime import fork
 from edgeclip.runtime.index import maintenance
 from edgeclip.runtime.index.binding import (
     check_model,
@@ -58,6 +59,7 @@ class Index:
         self._store, self._model = store, model
         self._lock = threading.RLock()
         self._view = look(store, None)
+        fork.register(self)
 
     @classmethod
     def create(
@@ -103,6 +105,10 @@ class Index:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Give up the files, and the right to write. Twice is fine."""
@@ -162,8 +168,10 @@ class Index:
     ) -> list[list[Hit]]:
         """`search` for each row of (Q, D) vectors of this index's model."""
         view = self._now()
-        where_rows = None if where is None else [part.records.where(_filter(where)) for part in view.parts]
-        found = view.search(self._checked(queries), k, where_rows, exact=exact)
+        most = min(
+            k, max(1, sum(len(part.ids) for part in view.parts))
+        )  # a k beyond all sense asks for no memory
+        found = view.search(self._checked(queries), most, _fits(view, where), exact=exact)
         least = -np.inf if threshold is None else threshold
         return [[hit for hit in hits if hit.score >= least] for hits in view.hits(*found)]
 
@@ -172,8 +180,7 @@ class Index:
     ) -> tuple[Ids, Vectors]:
         """Like `search_many`, without records: (Q, k) ids, -1 where fewer fit, and their cosines."""
         view = self._now()
-        where_rows = None if where is None else [part.records.where(_filter(where)) for part in view.parts]
-        part, row, scores = view.search(self._checked(queries), k, where_rows, exact=exact)
+        part, row, scores = view.search(self._checked(queries), k, _fits(view, where), exact=exact)
         return view.ids(part, row), scores
 
     def vector_of(self, query: Any) -> Vectors:
@@ -390,6 +397,13 @@ class Index:
         if not np.isfinite(found).all():
             raise InputError("query: holds a value that is not finite.")
         return found
+
+
+def _fits(view: View, where: Where) -> list[NDArray[np.bool_]] | None:
+    if where is None:
+        return None
+    tree = parse_filter(where)  # once, and also where there is nothing to filter
+    return [part.records.where(tree) for part in view.parts]
 
 
 def _filter(where: Filter | str | Mapping[str, Any] | None) -> Filter:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -265,8 +266,8 @@ class TailRecords:
         return len(self._items)
 
     def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Item]:
-        """The items of these rows, in their order."""
-        return [self._items[int(row)] for row in rows]
+        """The items of these rows, in their order: copies, since what the caller does to them is not to be written later."""
+        return [Item(self._items[int(row)].key, deepcopy(self._items[int(row)].record)) for row in rows]
 
     def rows_of(self, keys: Sequence[str]) -> dict[str, int]:
         """Key to row, of the keys that are there; of a key's several rows the last."""

@@ -50,6 +50,7 @@ from edgeclip.runtime.index.publish import (
     publish,
     writing,
 )
+from edgeclip.runtime.index.records import check_item
 from edgeclip.runtime.index.snapshot import Ids, Tail, begin, load, read_ids, segment_path
 from edgeclip.runtime.index.types import IndexSettings, Item, Origin
 from edgeclip.runtime.index.verify import find_problems
@@ -161,7 +162,8 @@ class Store:
     @property
     def tail(self) -> Tail:
         """The log's items, living and removed ones alike."""
-        return self._now.buffer.tail
+        with self._lock:
+            return self._now.buffer.tail
 
     @property
     def removed(self) -> Ids:
@@ -459,8 +461,9 @@ def _checked(vectors: ArrayLike, items: Sequence[Item], dim: int) -> NDArray[np.
             f"vectors[{wrong[0]}]: expected length 1, got {norms[wrong[0]]:.6g}. Divide each row by its L2 norm."
         )
     keys: set[str] = set()
-    for item in items:
-        if not isinstance(item.key, str) or not item.key or item.key in keys:
-            raise InputError(f"key {item.key!r}: expected a text that is not empty, each once.")
+    for i, item in enumerate(items):
+        check_item(item, f"items[{i}]")  # what is acknowledged must be writable as a segment
+        if item.key in keys:
+            raise InputError(f"items[{i}]: key {item.key!r} is there twice.")
         keys.add(item.key)
     return rows

@@ -175,8 +175,15 @@ class View:
 def _living(ids: Ids, removed: Ids) -> NDArray[np.bool_] | None:
     if not len(removed) or not len(ids) or removed[-1] < ids[0] or removed[0] > ids[-1]:
         return None
-    gone = np.isin(ids, removed, assume_unique=True)
-    return ~gone if gone.any() else None
+    places = np.minimum(
+        np.searchsorted(ids, removed), len(ids) - 1
+    )  # after each change: N is large, R is not
+    gone = places[ids[places] == removed]
+    if not len(gone):
+        return None
+    living = np.ones(len(ids), np.bool_)
+    living[gone] = False
+    return living
 
 
 def look(store: Store, before: View | None) -> View:
