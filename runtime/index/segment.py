@@ -148,6 +148,8 @@ class Segment:
             slots = _mapped(folder / SLOTS, np.uint32, (count,)) if facts["slots"] else None
         elif bits:
             sieve = _mapped(folder / SIGNS, np.uint8, (count, -(-dim // 8)))
+        if slots is not None and slots.max() >= count:
+            raise InputError(f"{folder / SLOTS}: damaged: a slot that is not there. Build the index again.")
         kind = np.int8 if settings.precision == "int8" else np.float16
         stored = graph.codes if graph and not bits else _mapped(folder / VECTORS, kind, (count, dim))
         return cls(ids, dim, settings, scales, stored=stored, signs=sieve, graph=graph, slots=slots)
@@ -210,15 +212,17 @@ class Segment:
             return padded(np.empty((len(asked), 0), np.int64), np.empty((len(asked), 0), np.float32), k)
         if exact or not self._worth_it(free, k):
             return padded(*self._scan(asked, k, allowed), k)
-        rows, scores = self._quick(asked, k, allowed, free, expansion or self._settings.expansion_search)
-        if len(short := np.flatnonzero((rows < 0).any(axis=1))) and free >= k:
-            rows[short], scores[short] = self._scan(asked[short], k, allowed)
+        rows, scores = self._quick(
+            asked, k, allowed, free, self._settings.expansion_search if expansion is None else expansion
+        )
+        if len(short := np.flatnonzero((rows[:, : min(k, free)] < 0).any(axis=1))):
+            rows[short], scores[short] = padded(*self._scan(asked[short], k, allowed), rows.shape[1])
         return padded(rows, scores, k)
 
     def _worth_it(self, free: int, k: int) -> bool:
         """Whether candidates among all rows come sooner than a comparison with each row that is allowed."""
-        if free == self.count:
-            return True
+        if free == self.count or self.count <= k:
+            return self.count > k
         if self._walker is None and self._signs is None:
             return self.count - free <= _HOLES
         return free * free > _WALK * k * self.count
@@ -265,8 +269,13 @@ class Segment:
     @cached_property
     def _walker(self) -> Any:
         """usearch's index, or None: made at the first search, since it looks at every link."""
-        if self.graph is None or not self.graph.count or flat.usearch() is None:
+        if self.graph is None or flat.usearch() is None:
             return None
+        keys = self.graph.keys()
+        if not np.array_equal(keys if self._slots is None else keys[self._slots], self.ids):
+            raise InputError(
+                f"{self.graph.path}: damaged: holds other ids than {IDS}. Build the index again."
+            )
         return open_walker(self.graph, self._settings)
 
     @property
