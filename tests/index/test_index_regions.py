@@ -13,6 +13,7 @@ from PIL import Image
 import edgeclip
 from edgeclip import InputError, Model
 from edgeclip.runtime.index import regions
+from edgeclip.runtime.index.index import Index
 from edgeclip.runtime.index.regions import best_of_each, index_regions, region_key, regions_of
 from edgeclip.runtime.index.types import Hit, Item
 from tests.mutants import broken
@@ -21,28 +22,6 @@ from tests.runtime.regions import make_regions
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 RED_BOX, BLUE_BOX = (0, 0, 16, 16), (64, 48, 80, 64)
-
-
-class Held:
-    """What an index does with items, in a dict."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, tuple[Item, Any]] = {}
-
-    def add(self, vectors: Any, items: list[Item]) -> None:
-        assert len({item.key for item in items}) == len(items) == len(vectors)
-        self.rows.update({item.key: (item, row) for item, row in zip(items, vectors, strict=True)})
-
-    def remove(self, keys: list[str]) -> None:
-        for key in keys:
-            del self.rows[key]
-
-    def items(self) -> Iterator[tuple[int, Item]]:
-        yield from enumerate(item for item, _ in self.rows.values())
-
-    def search(self, query: Any, k: int) -> list[Hit]:
-        hits = [Hit(key, float(row @ query), 0, item.record) for key, (item, row) in self.rows.items()]
-        return sorted(hits, key=lambda hit: -hit.score)[:k]
 
 
 @pytest.fixture(scope="module")
@@ -68,46 +47,52 @@ def paths(tmp_path: Path) -> list[str]:
     return found
 
 
-def test_boxes_become_items(encoder: Model, paths: list[str]) -> None:
-    index: Any = Held()
+@pytest.fixture
+def index(encoder: Model, tmp_path: Path) -> Iterator[Index]:
+    with Index.create(tmp_path / "x.index", encoder) as opened:
+        yield opened
+
+
+def test_boxes_become_items(index: Index, encoder: Model, paths: list[str]) -> None:
     assert index_regions(index, encoder, paths, boxes=[[RED_BOX, BLUE_BOX, RED_BOX], [BLUE_BOX]]) == [2, 1]
     three, two = paths
-    assert list(index.rows) == [f"{three}#0,0,16,16", f"{three}#64,48,80,64", f"{two}#64,48,80,64"]
-    item, row = index.rows[f"{three}#64,48,80,64"]
+    assert list(index.keys()) == [f"{three}#0,0,16,16", f"{three}#64,48,80,64", f"{two}#64,48,80,64"]
+    key = f"{three}#64,48,80,64"
+    item, row = index.get([key])[key], index.vectors([key])[0]
     size = Path(three).stat().st_size
     assert (item.record["path"], item.record["box"], item.record["size"]) == (three, [64, 48, 80, 64], size)
-    np.testing.assert_array_equal(row, encoder.embed_regions(three, [BLUE_BOX])[0])
+    np.testing.assert_allclose(
+        row, encoder.embed_regions(three, [BLUE_BOX])[0], atol=1e-6
+    )  # in the log: float32
     blue = encoder.embed_regions(three, [BLUE_BOX])[0]
     assert {hit.key for hit in index.search(blue, 2)} == {f"{path}#64,48,80,64" for path in paths}
 
 
-def test_a_picture_asked_again_loses_what_it_had(encoder: Model, paths: list[str]) -> None:
-    index: Any = Held()
-    index.rows["cat.png"] = (Item("cat.png", {"path": paths[0]}), None)  # the picture as a whole stays
+def test_a_picture_asked_again_loses_what_it_had(index: Index, encoder: Model, paths: list[str]) -> None:
+    index.add(np.eye(1, 4), [Item(paths[0], {"path": paths[0]})])  # the picture as a whole stays
     index_regions(index, encoder, paths, boxes=[[RED_BOX, BLUE_BOX], [BLUE_BOX]])
     assert index_regions(index, encoder, paths[:1], boxes=[[RED_BOX]]) == [1]
-    assert list(index.rows) == ["cat.png", f"{paths[0]}#0,0,16,16", f"{paths[1]}#64,48,80,64"]
+    assert set(index.keys()) == {paths[0], f"{paths[0]}#0,0,16,16", f"{paths[1]}#64,48,80,64"}
     Path(paths[0]).write_bytes(b"damaged")  # what is known of it stays
     results = index_regions(index, encoder, paths, boxes=[[BLUE_BOX], []])
     assert isinstance(results[0], InputError)
     assert results[1:] == [0]
-    assert list(index.rows) == ["cat.png", f"{paths[0]}#0,0,16,16"]
+    assert set(index.keys()) == {paths[0], f"{paths[0]}#0,0,16,16"}
 
 
-def test_the_best_proposals_become_items(detector: Model, paths: list[str]) -> None:
+def test_the_best_proposals_become_items(detector: Model, paths: list[str], tmp_path: Path) -> None:
     """Objectness is a cell's brightest channel: of 8 x 8 cells the coloured ones come first."""
-    index: Any = Held()
     for path, cells in zip(paths, ({(0, 0): RED, (3, 4): BLUE}, {(1, 1): GREEN, (3, 4): BLUE}), strict=True):
         Image.fromarray(scene(cells, 64, 64, cell=8)).save(path)
+    index = Index.create(tmp_path / "proposed.index", detector)
     assert index_regions(index, detector, paths, proposals=2) == [2, 2]
     seen = detector.propose(paths[1])
     assert seen.objectness is not None
     order = np.argsort(-seen.objectness, kind="stable")[:2]
     wanted = {region_key(paths[1], seen.boxes[i].tolist()): seen.embeddings[i] for i in order}
-    own = {key: row for key, (_, row) in index.rows.items() if key.startswith(paths[1])}
-    assert own.keys() == wanted.keys()
-    for key, row in own.items():
-        np.testing.assert_array_equal(row, wanted[key])
+    assert {key for key in index.keys() if key.startswith(paths[1])} == wanted.keys()  # noqa: SIM118  (no dict)
+    for row, key in zip(index.vectors(list(wanted)), wanted, strict=True):
+        np.testing.assert_allclose(row, wanted[key], atol=1e-6)
     green, blue = detector.embed_texts(["green", "blue"])
     assert index.search(green, 1)[0].record["objectness"] == pytest.approx(1, abs=0.02)
     assert {hit.record["path"] for hit in index.search(blue, 2)} == set(paths)

@@ -136,34 +136,60 @@ def nano() -> Iterator[Model]:
         yield model
 
 
+KINDS = {
+    "fruit": ("apple", "bananas", "strawberry"),
+    "vehicle": ("bicycle", "car", "train"),
+    "animal": ("butterfly", "cat", "poodle"),
+    "flag": ("flag-algeria", "flag-new-zealand"),
+    "instrument": ("guitar", "violin"),
+}
+
+
 @pytest.fixture(scope="module")
-def drawn(nano: Model) -> dict[str, Any]:
-    """The pictures of examples/pictures by name, embedded."""
+def drawn(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """An index of the pictures of examples/pictures, which says of some what kind of thing they show."""
     paths = sorted(PICTURES.glob("*.png"))
     if not paths:
         pytest.skip(f"needs the pictures in {PICTURES}")
-    return dict(zip([path.stem for path in paths], nano.embed_images(paths), strict=True))
+    kinds = {name: kind for kind, names in KINDS.items() for name in names}
+    items = [Item(path.stem, {"path": str(path), "kind": kinds.get(path.stem, "other")}) for path in paths]
+    with Index.create(tmp_path_factory.mktemp("drawn") / "x.index", nano) as index:
+        index.add_images(paths, items)
+        yield index
 
 
 @pytest.mark.parametrize(
-    ("parts", "best"),
+    ("parts", "options", "best"),
     [
-        ({"texts": "fruit"}, {"apple", "strawberry", "bananas"}),
-        ({"texts": "fruit", "not_texts": "apple"}, {"bananas"}),
-        ({"texts": "a flag", "not_texts": "Algeria"}, {"flag-new-zealand"}),
-        ({"texts": "vehicle"}, {"train", "car"}),
-        ({"texts": "vehicle", "not_texts": "car"}, {"train"}),
-        ({"images": "violin", "texts": "guitar"}, {"guitar"}),
-        ({"images": "train", "texts": "car", "not_texts": "train"}, {"car"}),
-        ({"images": "flag-algeria", "texts": "New Zealand", "not_texts": "Algeria"}, {"flag-new-zealand"}),
+        ({"texts": "fruit"}, {}, {"apple", "strawberry", "bananas"}),
+        ({"texts": "fruit", "not_texts": "apple"}, {}, {"bananas"}),
+        ({"texts": "a flag"}, {"threshold": 0.45}, {"flag-algeria", "flag-new-zealand"}),
+        ({"texts": "a flag", "not_texts": "Algeria"}, {}, {"flag-new-zealand"}),
+        ({"texts": "a flag", "not_texts": "Algeria"}, {"threshold": 0.4}, {"flag-new-zealand"}),
+        ({"texts": "vehicle"}, {}, {"train", "car"}),
+        ({"texts": "vehicle", "not_texts": "car"}, {}, {"train"}),
+        ({"texts": "something red"}, {"where": "kind == 'vehicle'"}, {"car"}),
+        ({"texts": "a red fruit", "not_texts": "apple"}, {"where": "kind == 'fruit' and key != 'apple'"}, {"strawberry"}),
+        ({"texts": "animal"}, {"where": {"kind": "animal"}}, {"cat", "poodle", "butterfly"}),
+        ({"texts": "animal"}, {"where": "kind in ('vehicle', 'animal')", "threshold": 0.3}, {"cat", "poodle", "butterfly"}),
+        ({"images": "violin", "texts": "guitar"}, {}, {"guitar"}),
+        ({"images": "train", "texts": "car", "not_texts": "train"}, {}, {"car"}),
+        ({"images": "flag-algeria", "texts": "New Zealand", "not_texts": "Algeria"}, {}, {"flag-new-zealand"}),
+        ({"images": ["apple", "bananas"], "texts": "fruit"}, {}, {"strawberry"}),
     ],
 )  # fmt: skip
-def test_what_nano_finds(nano: Model, drawn: dict[str, Any], parts: dict[str, Any], best: set[str]) -> None:
+def test_what_nano_finds(
+    nano: Model, drawn: Index, parts: dict[str, Any], options: dict[str, Any], best: set[str]
+) -> None:
     """Right answers written by hand, among 26 drawings; a picture in the question is no answer."""
-    own = parts.get("images")
-    asked = compose(nano, Query(**{**parts, "images": drawn[own] if own else ()}))
-    ranked = sorted((name for name in drawn if name != own), key=lambda name: -float(drawn[name] @ asked))
+    given = parts.get("images", [])
+    own = [given] if isinstance(given, str) else given
+    query = Query(**{**parts, "images": list(drawn.vectors(own))})
+    hits = drawn.search(compose(nano, query), 26, **options)
+    ranked = [hit.key for hit in hits if hit.key not in own]
     assert set(ranked[: len(best)]) == best, ranked[:5]
+    if options:
+        assert len(ranked) == len(best) or "threshold" not in options
 
 
 def test_pictures_and_texts_as_the_model_embeds_them(nano: Model) -> None:
