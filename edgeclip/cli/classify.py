@@ -23,8 +23,10 @@ from edgeclip.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from edgeclip import Classification
-    from edgeclip.runtime.model import Labels
+    from collections.abc import Iterator
+
+    from edgeclip import Classification, InputError
+    from edgeclip.runtime.model import Labels, Model
 
 EXAMPLES = """\b
 Examples:
@@ -33,6 +35,7 @@ Examples:
   edgeclip classify frame.jpg -b clip-b32/ --pack pets.labels     no text tower, no tokenizer
   edgeclip classify frame.jpg -b shop/                            by the labels that `edgeclip bake` put in
   edgeclip classify --boxes boxes.jsonl -b regions/ --labels 'a cat,a dog'     regions of pictures
+  edgeclip classify photos/ -b clip-b32/ --captions words.index   no labels: words of captions near the picture
   edgeclip classify photos/ -b clip-b32/ --label 'a cat' --require tensorrt-rtx   on that engine, or not at all
   edgeclip classify photos/ -b clip-b32/ --label 'a cat' --engine tensorrt,onnxruntime-cuda
 """
@@ -46,6 +49,12 @@ Examples:
     "--pack",
     type=click.Path(exists=True, dir_okay=False),
     help="A label pack made by `edgeclip labels make`, instead of labels.",
+)
+@click.option(
+    "--captions",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="INDEX",
+    help="No labels: what captions near each picture name. An index made with `edgeclip index build --captions`.",
 )
 @click.option("--template", multiple=True, help="Prompt with a {} for the label; repeated ones are averaged.")
 @click.option(
@@ -69,6 +78,7 @@ def command(
     labels: str | None,
     label: tuple[str, ...],
     pack: str | None,
+    captions: str | None,
     template: tuple[str, ...],
     top_k: int,
     threshold: float | None,
@@ -93,7 +103,9 @@ def command(
         raise click.UsageError(
             "--pack brings its own labels and templates; drop --labels, --label and --template."
         )
-    given = labels or label or template
+    given = (labels or label or template) and not captions
+    if captions and (labels or label or pack or boxes_file):
+        raise click.UsageError("--captions finds its own labels; drop --labels, --label, --pack and --boxes.")
     wanted = edgeclip.LabelPack.open(pack) if pack else parse_labels(labels, label) if given else None
     if boxes_file is not None:
         return _regions(
@@ -102,11 +114,14 @@ def command(
     paths, failures = find_pictures(pictures, as_json)
     rows: list[tuple[str, Classification]] = []
     with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
-        if wanted is None and not model.labels:
+        if wanted is None and not model.labels and not captions:
             parse_labels(None, ())  # says how to pass them
-        results = model.classify_each(
-            paths, wanted, templates=template or None, top_k=top_k, threshold=threshold
-        )
+        if captions:
+            results = _freely(model, paths, captions, template, top_k, threshold)
+        else:
+            results = model.classify_each(
+                paths, wanted, templates=template or None, top_k=top_k, threshold=threshold
+            )
         for path, result in answers(paths, results, failures, "classify", as_json):
             rows.append((path, result))
             if as_json:
@@ -115,6 +130,23 @@ def command(
     if rows and not as_json:
         _print(rows, str(used))
     return finish(len(rows), failures, strict)
+
+
+def _freely(
+    model: Model,
+    paths: Sequence[Path],
+    captions: str,
+    template: tuple[str, ...],
+    top_k: int,
+    threshold: float | None,
+) -> Iterator[Classification | InputError]:
+    from edgeclip.runtime.index.index import Index
+    from edgeclip.runtime.index.vocabulary_free import WORD, classify_freely_each
+
+    with Index.open(captions) as index:
+        yield from classify_freely_each(
+            model, paths, index, templates=template or WORD, top_k=top_k, threshold=threshold
+        )
 
 
 def _regions(

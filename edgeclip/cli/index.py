@@ -13,6 +13,11 @@ VERBS = {  # in the order of an index's life
     "info": "edgeclip.cli.index_care:info",
     "verify": "edgeclip.cli.index_care:verify",
     "optimize": "edgeclip.cli.index_care:optimize",
+    "dedupe": "edgeclip.cli.index_groups:dedupe",
+    "cluster": "edgeclip.cli.index_groups:cluster",
+    "link": "edgeclip.cli.index_link",
+    "export": "edgeclip.cli.index_away:export",
+    "import": "edgeclip.cli.index_away:import_",
 }
 
 EXAMPLES = """\b

@@ -183,4 +183,4 @@ class InMemory:
         from edgeclip.runtime.index.segment import search_rows
 
         found, cosines = search_rows(self.vectors, np.asarray(queries, np.float32), k)
-        return np.where(found >= 0, self.ids[np.maximum(found, 0)], -1), cosines
+        return np.append(self.ids, -1)[found], cosines  # row -1: there are fewer

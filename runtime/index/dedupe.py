@@ -21,6 +21,7 @@ from edgeclip.runtime.index.components import (
     collect,
     join_near,
 )
+from edgeclip.runtime.index.places import file_of
 from edgeclip.runtime.index.types import Hit, Item
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ KEEP: dict[str, tuple[str, bool] | None] = {
     "newest": ("mtime", True),
     "oldest": ("mtime", False),
 }
-FAR = 0.12  # LAION's 0.94 as a share of the distance between two unrelated pictures (cosine 0.5 in CLIP): (1 - 0.94) / (1 - 0.5)
+# a copy's greatest distance as a share of that between two unrelated pictures. LAION's 0.94 is 0.12: unrelated ones have 0.5 in CLIP
+FAR, NEAREST_FAR, FARTHEST_FAR = 0.12, 0.03, 0.25
+STEPS = 49  # shares that are tried between the two
+NEIGHBOURS = 4  # of an item: where each has one copy, the second is a mere neighbour
+AROUND = 1.25  # times as far and as near: what a share must be clear of
 SAMPLE = 2000  # items that a suggestion looks at
 
 
@@ -82,10 +87,11 @@ class Duplicates:
 
 
 def suggest_threshold(rows: Rows, *, sample: int = SAMPLE, seed: int = 0) -> Suggestion:
-    """A threshold that suits the model: how near is near differs from one to another.
+    """A threshold that suits the model and the pictures: what is near in one model is far in another.
 
-    Two pictures count as copies if they differ by no more than FAR of what two unrelated ones differ by. For CLIP L/14 that is
-    LAION's 0.94; a model whose unrelated pictures have a cosine of 0.1 gets 0.89.
+    Copies and mere neighbours are two heaps of distances to the NEIGHBOURS nearest. The threshold lies where there are fewest,
+    between NEAREST_FAR and FARTHEST_FAR of the distance of two unrelated items, as near to FAR as that allows. With CLIP L/14 and no
+    copies at all that is LAION's 0.94; a model whose unrelated pictures have a cosine of 0.1 gets 0.89.
 
     Args:
         sample: items that are looked at.
@@ -100,12 +106,17 @@ def suggest_threshold(rows: Rows, *, sample: int = SAMPLE, seed: int = 0) -> Sug
     vectors, _ = collect(rows, wanted)
     other = np.roll(random.permutation(len(vectors)), 1)
     pairs = np.einsum("nd,nd->n", vectors[np.roll(other, -1)], vectors[other])
-    found, cosines = rows.search_ids(vectors, 2)
-    own = found[:, 0] == wanted  # an equal one may stand before the item itself
-    nearest = np.where(own, cosines[:, 1], cosines[:, 0])
+    found, cosines = rows.search_ids(vectors, min(1 + NEIGHBOURS, len(ids)))
+    cosines[(found == wanted[:, None]) | (found < 0)] = -np.inf  # itself
+    near = -np.sort(-cosines, axis=1)[:, :-1]
+    nearest = near[:, 0]
     unrelated = float(np.median(pairs))
+    shares = np.geomspace(NEAREST_FAR, FARTHEST_FAR, STEPS)
+    apart = np.sort(1 - near[np.isfinite(near)]) / max(1 - unrelated, ROUNDING)
+    crowd = np.searchsorted(apart, shares * AROUND) - np.searchsorted(apart, shares / AROUND)
+    share = min(zip(crowd.tolist(), np.abs(np.log(shares / FAR)).tolist(), shares.tolist(), strict=True))[2]
     return Suggestion(
-        round(1 - FAR * (1 - unrelated), 3),
+        round(1 - share * (1 - unrelated), 3),
         round(unrelated, 3),
         {str(p): round(float(np.percentile(nearest, p)), 3) for p in (50, 90, 99)},
     )
@@ -183,14 +194,11 @@ def find_identical(rows: Rows, *, keep: str = "first") -> Duplicates:
         ids += numbers[whole].tolist()
         items += [some[i] for i in whole]
     unread: dict[int, str] = {}
-    same_size = _alike(range(len(items)), lambda i: _file(items[i]).stat().st_size, unread)
-    same = [
-        group for part in same_size for group in _alike(part, lambda i: sha256_file(_file(items[i])), unread)
-    ]
+    same_size = _alike(range(len(items)), lambda i: _size(items[i]), unread)
+    same = [group for part in same_size for group in _alike(part, lambda i: _digest(items[i]), unread)]
     if items and len(unread) == len(items):
-        key = items[0].key
         raise InputError(
-            f"{key}: {unread[0]}. None of {len(items)} items is a file here; compare vectors instead."
+            f"{items[0].key}: {unread[0]}. None of {len(items)} items has a file here; compare vectors instead."
         )
     _check_field(keep, [items[i] for group in same for i in group])
     numbers, found = np.array(ids, np.int64), list[Group]()
@@ -213,8 +221,27 @@ def _alike(places: Iterable[int], of: Callable[[int], Any], unread: dict[int, st
     return [group for group in found.values() if len(group) > 1]
 
 
+def _size(item: Item) -> int:
+    inside = _inside(item)
+    return inside[0] if inside else _file(item).stat().st_size
+
+
+def _digest(item: Item) -> str:
+    inside = _inside(item)
+    return inside[1] if inside else sha256_file(_file(item))
+
+
+def _inside(item: Item) -> tuple[int, str] | None:
+    """Size and SHA-256 of a picture in a shard or a table, as its record tells them."""
+    size, digest = item.record.get("size"), item.record.get("sha256")
+    return (size, digest) if isinstance(size, int) and isinstance(digest, str) else None
+
+
 def _file(item: Item) -> Path:
-    return Path(str(item.record.get("path", item.key)))
+    file = file_of(item)
+    if file is None:
+        raise OSError("it names no file")
+    return file
 
 
 def _hit(place: Any, ids: Numbers, items: Sequence[Item], score: float) -> Hit:

@@ -7,27 +7,34 @@ Source: Arora et al. 2023, Linking Representations with Multimodal Contrastive L
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
+from edgeclip.files import write_file
 from edgeclip.runtime.index.components import ROUNDING, InMemory, Numbers, Progress, Rows, Vectors, join_near
 from edgeclip.runtime.index.types import Hit, Item
 
 if TYPE_CHECKING:
     from edgeclip.runtime.model import Model
 
+FORMAT = "edgeclip.linkage"
+
 
 @dataclass(frozen=True)
 class Linkage:
-    """How records are linked."""
+    """How records are linked. Raises InputError for a weight or threshold out of range."""
 
     weight: float  # of the picture, 0-1; the text has the rest
     threshold: float  # greatest distance (1 - cosine) of a link
+    field: str = "caption"  # of a record, that holds its text
+    model_id: str = ""  # of the model that it was tuned for
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -36,6 +43,30 @@ class Linkage:
             )
         if not 0 <= self.threshold <= 2:
             raise InputError(f"threshold: expected a distance, 0 to 2 (1 - cosine), got {self.threshold}.")
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_file(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+    @classmethod
+    def open(cls, path: Path, model_id: str) -> Linkage:
+        """Read it. Raises InputError if it is damaged, or was tuned for another model."""
+        try:
+            facts = json.loads(path.read_bytes())
+            if facts.pop("format") != FORMAT:
+                raise ValueError("another format")
+            found = cls(
+                float(facts["weight"]), float(facts["threshold"]), str(facts["field"]), str(facts["model_id"])
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}). Expected what `edgeclip index link --tune` writes; tune again."
+            ) from error
+        if found.model_id != model_id:
+            raise InputError(
+                f"{path}: was tuned for model {found.model_id[:12]}..., the index is of {model_id[:12]}.... Tune again."
+            )
+        return found
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CAPTIONS = 10  # that are looked at for a picture
 ALPHA = 0.7  # what the picture's own scores count; its captions' have the rest. Published; the released class has 0.5 unless told
 
+WORD = ("{}",)  # how a candidate is asked: bare, as published
+
 
 @overload
 def classify_freely(  # type: ignore[overload-overlap]  # a str is also an iterable of str: the first line wins
@@ -72,7 +74,7 @@ def classify_freely_each(
     alpha: float = ALPHA,
     tagger: Tagger | None = None,
     vocabulary: LabelPack | None = None,
-    templates: Sequence[str] | None = ("{}",),
+    templates: Sequence[str] | None = WORD,
     top_k: int | None = None,
     threshold: float | None = None,
     color: Color = "rgb",

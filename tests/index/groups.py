@@ -36,7 +36,11 @@ class Compared(InMemory):
             cosines[(queries == self.vectors[asking]).all(axis=1), found] = -2
         best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
         ids, scores = self.ids[best], np.take_along_axis(cosines, best, axis=1)
-        return np.where(scores > -2, ids, -1), scores.astype(np.float32)
+        ids = np.where(scores > -2, ids, -1)
+        wide = ((0, 0), (0, k - ids.shape[1]))  # as an index does where there are fewer
+        return np.pad(ids, wide, constant_values=-1), np.pad(scores, wide, constant_values=-np.inf).astype(
+            np.float32
+        )
 
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:

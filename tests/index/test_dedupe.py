@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,22 @@ def test_the_suggestion_is_laions_for_a_clip_like_model() -> None:
     assert suggest_threshold(rows) == found  # the same each time
 
 
+@pytest.mark.parametrize(("noise", "share"), [(0.2, 0.3), (0.35, 0.3), (0.5, 0.05), (0.4, 0.9)])
+def test_the_suggestion_lies_between_copies_and_neighbours(noise: float, share: float) -> None:
+    random = np.random.default_rng(0)
+    near = unit(
+        random.normal(size=(30, 128))
+    )  # neighbours at cosine 0.5 to 0.7, in a model without a common direction
+    originals = unit(np.repeat(near, 20, axis=0) + 0.8 * unit(random.normal(size=(600, 128))))
+    several = copies(originals[: int(600 * share)], 1, noise)
+    rows = Compared(np.concatenate([originals, several]))
+    found = suggest_threshold(rows)
+    neighbours = (originals @ originals.T - 2 * np.eye(600)).max()
+    its_own = np.einsum("nd,nd->n", originals[: len(several)], several).min()
+    assert neighbours < found.threshold < its_own
+    assert find_duplicates(rows).threshold == found.threshold
+
+
 def test_the_nearest_is_never_the_item_itself() -> None:
     assert suggest_threshold(Compared(np.eye(4))).nearest["99"] == 0
     twice = suggest_threshold(Compared(np.repeat(np.eye(4), 2, axis=0)))
@@ -125,18 +142,20 @@ def test_files_of_the_same_bytes(tmp_path: Path) -> None:
         records.append({"path": str(tmp_path / f"{i}.jpg"), "size": len(content), "mtime": -i})
     records.append({"path": str(tmp_path / "gone.jpg")})
     records.append({**records[0], "box": [0, 0, 1, 1]})  # a region of the first
-    rows = Compared(clip_like(8, 4), records)
+    shard = {"source": "a.tar", "offset": 512, "size": 3, "mtime": -9, "sha256": sha256(b"two").hexdigest()}
+    records.append(shard)
+    rows = Compared(clip_like(9, 4), records)
     found = find_identical(rows, keep="oldest")
-    (group,) = found.groups
-    assert (group.kept.key, [copy.key for copy in group.copies]) == ("item 4", ["item 2", "item 0"])
+    kept = [(group.kept.key, [copy.key for copy in group.copies]) for group in found.groups]
+    assert kept == [("item 4", ["item 2", "item 0"]), ("item 8", ["item 1"])]
     assert found.unread == (("item 6", "cannot be read (No such file or directory)"),)
     assert found.threshold is None
-    assert found.items == 7
+    assert found.items == 8
 
 
 def test_an_index_without_files_says_so() -> None:
     with pytest.raises(
-        InputError, match=r"item 0: cannot be read .* None of 3 items is a file here; compare vectors"
+        InputError, match=r"item 0: cannot be read \(it names no file\). None of 3 items has a file"
     ):
         find_identical(Compared(np.eye(3)))
 
