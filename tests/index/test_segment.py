@@ -10,6 +10,7 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import exact, segment
+from edgeclip.runtime.index.graph import build
 from edgeclip.runtime.index.scales import fit_scales
 from edgeclip.runtime.index.segment import Segment, recall, search_rows, write_segment
 from edgeclip.runtime.index.types import PRECISIONS, IndexSettings, Precision
@@ -58,15 +59,23 @@ def queries() -> np.ndarray:
     return np.concatenate([clip_like(30, DIM, seed=7), clip_like(30, DIM, "text", seed=8)])
 
 
+def shuffled(path, keys, codes, *rest):
+    """As several threads may link them: another slot for every row."""
+    order = np.random.default_rng(5).permutation(len(keys))
+    build(path, keys[order], codes[order], *rest)
+
+
 @pytest.fixture(scope="module")
 def segments(stored, tmp_path_factory) -> dict[tuple[str, str], Segment]:
     folder = tmp_path_factory.mktemp("segments")
     ids = np.arange(COUNT) * 2 + 5  # with gaps, as removals leave them
-    return {
-        (precision, kind): made(folder / precision / kind, stored, precision, kind, ids=ids, threads=2)
-        for precision in PRECISIONS
-        for kind in KINDS
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "build", shuffled)
+        return {
+            (precision, kind): made(folder / precision / kind, stored, precision, kind, ids=ids)
+            for precision in PRECISIONS
+            for kind in KINDS
+        }
 
 
 @pytest.fixture(params=["usearch", "numpy"])
@@ -296,9 +305,11 @@ def test_what_cannot_be_written(tmp_path, stored):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_file_that_is_cut_long_or_missing(tmp_path, precision, kind):
+def test_a_file_that_is_cut_long_or_missing(tmp_path, precision, kind, monkeypatch):
     vectors = clip_like(50, 24)
-    one = made(tmp_path, vectors, precision, kind, threads=2)
+    monkeypatch.setattr(segment, "build", shuffled)
+    one = made(tmp_path, vectors, precision, kind)
+    assert (tmp_path / segment.SLOTS).exists() == (kind == "graph")
     for file in sorted(tmp_path.iterdir()):
         whole = file.read_bytes()
         for data in (whole[: len(whole) // 2], whole[:-1], b"", whole + b"\0" * 4, None):
@@ -313,6 +324,21 @@ def test_a_file_that_is_cut_long_or_missing(tmp_path, precision, kind):
                 Segment.open(tmp_path, 24, one._settings, one._scales)
         file.write_bytes(whole)
     Segment.open(tmp_path, 24, one._settings, one._scales)
+
+
+def test_slots_and_ids_that_are_not_the_graphs(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "build", shuffled)
+    vectors = clip_like(50, 24)
+    one = made(tmp_path, vectors, "fp16", "graph")
+    slots = np.fromfile(tmp_path / segment.SLOTS, np.uint32)
+    slots[:2] = slots[1::-1]
+    slots.tofile(tmp_path / segment.SLOTS)
+    with pytest.raises(InputError, match="holds other ids"):
+        Segment.open(tmp_path, 24, one._settings, None).search(vectors[:1], 3)
+    slots[0] = 50
+    slots.tofile(tmp_path / segment.SLOTS)
+    with pytest.raises(InputError, match="a slot that is not there"):
+        Segment.open(tmp_path, 24, one._settings, None)
 
 
 def test_facts_of_another_index(tmp_path, stored):
