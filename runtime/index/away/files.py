@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +25,22 @@ FORMATS = {
 }
 
 
-def export_file(index: Index, path: str | os.PathLike[str]) -> int:
-    """Write an index to a file that other tools read, in the format of its suffix. Returns the rows written."""
+def export_file(index: Index, path: str | os.PathLike[str], *, vectors: str | None = None) -> int:
+    """Write an index to a file that other tools read, in the format of its suffix.
+
+    Args:
+        vectors: "fp32" or "fp16", of Parquet; of the others the suffix says it.
+    Returns:
+        rows written.
+    """
     place = Path(path)
     module, write, _ = _format(place)
-    rows: int = getattr(import_module(f"edgeclip.runtime.index.away.{module}"), write)(index, place)
+    if vectors is not None and place.suffix != ".parquet":
+        raise InputError(
+            f"{place}: vectors {vectors}: expected .parquet. Name the file .fbin for fp32, .f16bin for fp16."
+        )
+    more = {} if vectors is None else {"vectors": vectors}
+    rows: int = getattr(import_module(f"edgeclip.runtime.index.away.{module}"), write)(index, place, **more)
     return rows
 
 
@@ -54,13 +66,15 @@ def import_vectors(
     settings: IndexSettings | None = None,
     overwrite: bool = False,
     where: object = "the source",
+    tell: Callable[[int], None] | None = None,
 ) -> int:
     """Make an index of vectors that are there: equal vectors, new ids. It appears when it is whole.
 
     Args:
-        source: of `open_file`, a QdrantIndex or another Index.
+        source: of `open_file`, or a QdrantIndex.
         origin: the model, where the source does not say; where it does, they have to agree.
         where: what to call the source in messages.
+        tell: called with the items that are in it so far.
     Returns:
         items in it.
     Raises:
@@ -68,7 +82,7 @@ def import_vectors(
     """
     from edgeclip.runtime.index.index import Index
 
-    known = known_origin(source.origin, origin, where)
+    known = known_origin(source, origin, where)
     rows = 0
     with new_folder(Path(path), overwrite=overwrite) as scratch:  # noqa: SIM117
         with Index.create(
@@ -77,6 +91,8 @@ def import_vectors(
             for _, vectors, items in source.batches(AT_ONCE):
                 index.add(vectors, items)
                 rows += len(items)
+                if tell:
+                    tell(rows)
             if len(index) != rows:
                 raise InputError(
                     f"{where}: {rows} rows name {len(index)} items: a key is there twice. Give each its own `key`."

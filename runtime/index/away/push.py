@@ -36,7 +36,7 @@ def push(
     Raises:
         InputError: vectors of another model, or ids that are other items there.
     """
-    known_origin(target.origin, index.origin, target.place)
+    known_origin(target, index.origin, target.place)
     sent = done = 0
     living: set[int] = set()
     for ids, vectors, items in index.batches(SENT):

@@ -129,6 +129,39 @@ class QdrantIndex:
             raise
 
     @classmethod
+    def ready(
+        cls,
+        target: str,
+        origin: Origin,
+        *,
+        options: QdrantOptions | None = None,
+        overwrite: bool = False,
+        allow_pickle: bool = False,
+    ) -> QdrantIndex:
+        """The collection that is there, or a new one.
+
+        Raises:
+            InputError: as `open` and `create`; or one that is there and has other options.
+        """
+        place = parse_target(target)
+        client = connect(place, allow_pickle=allow_pickle)
+        try:
+            with asking(place):
+                there = client.collection_exists(place.collection)
+            if overwrite or not there:
+                return cls.create(target, origin, options=options, overwrite=overwrite, client=client)
+            found = cls.open(target, client=client)
+            if options is not None and options != found.options:
+                raise InputError(
+                    f"{place}: was made with {found.options.quantization} quantization, got {options.quantization}. "
+                    "Leave it out, or pass --overwrite."
+                )
+            return found
+        except BaseException:
+            client.close()
+            raise
+
+    @classmethod
     def _opened(cls, client: Any, place: Place, model: Model | None) -> QdrantIndex:
         with asking(place):
             if not client.collection_exists(place.collection):
@@ -167,6 +200,11 @@ class QdrantIndex:
     def __len__(self) -> int:
         with asking(self.place):
             return int(self._client.count(self.place.collection, exact=True).count)
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self.origin.dim
 
     # --- asking
 

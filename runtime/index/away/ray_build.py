@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeclip.errors import EdgeClipError, EngineError, InputError, MissingExtraError
-from edgeclip.runtime.index.build import BuildReport, BuildSettings, Progress, build_index
+from edgeclip.runtime.index.build import build_index
+from edgeclip.runtime.index.build_words import BuildReport, BuildSettings, Progress
 from edgeclip.runtime.index.sources.entry import Entry, Unreadable
 from edgeclip.runtime.index.types import IndexSettings, Item
 from edgeclip.runtime.index.ways import Entries, Made, Way
@@ -81,7 +82,7 @@ def build_with_ray(
     options = ray or RayOptions()
     with load(bundle, **(opening or {})) as model, cluster(options):
         spread = Spread(bundle, dict(opening or {}), options)
-        return build_index(  # fmt: skip
+        return build_index(
             source,
             path,
             model,
@@ -142,9 +143,10 @@ class OnRay:
                 raise EngineError(f"Ray: {_told(error)}") from error
 
     def _embed(self, wave: list[dict[str, Any]]) -> Iterator[Made | EdgeClipError]:
-        import ray
+        import ray.data
 
-        size, cpus = _size(self._spread.options, ray.nodes(), ray.cluster_resources())
+        nodes, total = ray.nodes(), ray.cluster_resources()  # type: ignore[no-untyped-call]
+        size, cpus = _size(self._spread.options, nodes, total)
         rows = ray.data.from_items(wave, override_num_blocks=min(len(wave), MOST_BLOCKS))
         made = rows.map_batches(
             _Worker,

@@ -22,7 +22,11 @@ AT_ONCE = 4096  # vectors in memory: 8 MB at width 512
 
 
 class Source(Protocol):
-    """An Index, a QdrantIndex, or a file of vectors."""
+    """A QdrantIndex, or a file of vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Their width."""
 
     @property
     def origin(self) -> Origin | None:
@@ -86,22 +90,27 @@ def read_origin(facts: Mapping[str, Any], dim: int, where: object) -> Origin | N
     return found
 
 
-def known_origin(source: Origin | None, given: Origin | None, where: object) -> Origin:
+def known_origin(source: Source, given: Origin | None, where: object) -> Origin:
     """The model of vectors: as their file says, or else as the caller does.
 
     Raises:
         InputError: nobody says, or they disagree.
     """
-    if source is None and given is None:
+    stated = source.origin
+    if stated is None and given is None:
         raise InputError(
             f"{where}: does not say which model made its vectors. If you know, name it (-b BUNDLE); "
             "queries of another model would find nonsense."
         )
-    if source is not None and given is not None and source.model_id != given.model_id:
+    if stated is not None and given is not None and stated.model_id != given.model_id:
         raise InputError(
-            f"{where}: vectors of {source.name or 'a model'} ({source.model_id[:12]}), expected {given.name} "
+            f"{where}: vectors of {stated.name or 'a model'} ({stated.model_id[:12]}), expected {given.name} "
             f"({given.model_id[:12]}). Embed the pictures again with that model."
         )
-    found = source or given
+    found = stated or given
     assert found is not None
+    if source.dim != found.dim:
+        raise InputError(
+            f"{where}: vectors of width {source.dim}, those of {found.name} are {found.dim} wide. Name the model that made them."
+        )
     return found
