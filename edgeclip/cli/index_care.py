@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import click
 
-from edgeclip.cli.common import emit, json_option, say, strict_option
+from edgeclip.cli.common import emit, engine_options, json_option, say, strict_option
 from edgeclip.cli.index_show import show, size, size_rows
-from edgeclip.errors import CheckFailed
+from edgeclip.errors import CheckFailed, InputError
 
 REMOVE_EXAMPLES = """\b
 Examples:
@@ -20,6 +24,7 @@ INFO_EXAMPLES = """\b
 Examples:
   edgeclip index info photos.index
   edgeclip index info photos.index --measure --json
+  edgeclip index info photos.index --measure -b clip-b32/ --variant image-int8-decomposed   what another precision costs
 """
 
 VERIFY_EXAMPLES = """\b
@@ -82,56 +87,66 @@ def remove(
 
 @click.command(epilog=INFO_EXAMPLES)
 @click.argument("index")
-@click.option("--measure", is_flag=True, help="Measure recall on the stored vectors now, and keep it.")
+@click.option(
+    "--measure", is_flag=True, help="Measure recall now, on stored vectors, and keep the figure in the index."
+)
 @click.option(
     "-b",
     "--bundle",
-    help="With --measure: what queries by this bundle's precision find of what stored vectors find.",
+    help="With --measure: what queries by this bundle's variant find, where another one wrote the index.",
 )
+@engine_options
 @json_option
-def info(index: str, measure: bool, bundle: str | None, as_json: bool) -> int:
+def info(
+    index: str, measure: bool, bundle: str | None, engine: str | tuple[str, ...] | None, threads: int | None,
+    variants: tuple[str, ...], as_json: bool,
+) -> int:  # fmt: skip
     """Say what an index holds, and how well a search finds it.
 
     INDEX is its folder.
     """
+    import edgeclip
     from edgeclip.runtime.index.index import Index
 
     if bundle is not None and not measure:
         raise click.UsageError("-b says what --measure measures: pass --measure too.")
-    import edgeclip
-
-    with ExitStack() as stack:
-        model = stack.enter_context(edgeclip.load(bundle)) if bundle else None
-        opened = stack.enter_context(Index.open(index, model, write=measure))
+    loaded = (
+        edgeclip.load(bundle, engine=engine, threads=threads, variants=variants)
+        if bundle is not None
+        else nullcontext()
+    )
+    # a figure that cannot be kept, on a disk that cannot be written, is shown all the same
+    with loaded as model, Index.open(index, model, write=measure and os.access(index, os.W_OK)) as opened:
+        found = {}
         if measure:
-            opened.measure_recall()
-        if bundle and not opened.measure_variants():
-            say(f"{index}: written by this bundle's own variant: there is nothing to compare.")
+            found["recall"] = opened.measure_recall()
+        if model is not None:
+            found["variants"] = opened.measure_variants()
+            if not found["variants"]:
+                say(f"{index}: written by this bundle's own variant: there is nothing to compare.")
         facts = opened.info()
+        facts["measured"] = {**facts["measured"], **found}
     if as_json:
         emit(facts)
-        return 0
-    model, segments = facts["model"], facts["segments"]
+    else:
+        show(index, _info_rows(facts))
+    return 0
+
+
+def _info_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    model = facts["model"]
     rows = [
         ("model", f"{model['name']} ({model['model_id'][:12]}), width {model['dim']}"),
         ("written by", ", ".join(model["variants"]) or "not known"),
         ("precision", facts["precision"]),
         *size_rows(facts),
-        *(
-            (f"segment {n}", f"{one['items']:,} vectors, {one['kind']}" + _gone(one["removed"]))
-            for n, one in enumerate(segments, 1)
-        ),
-        ("in the log", f"{facts['in_log']:,}"),
-        *(
-            (
-                f"asked by {name}",
-                f"{one['recall']:.3f} of what stored vectors find, cosine {one['cosine']:.4f}",
-            )
-            for name, one in facts["measured"].get("variants", {}).items()
-        ),
     ]
-    show(index, rows)
-    return 0
+    for variant, cost in facts["measured"].get("variants", {}).items():
+        found = f"{cost['recall']:.3f} of what stored vectors find, cosine {cost['cosine']:.4f}"
+        rows.append((f"asked by {variant}", found))
+    for number, one in enumerate(facts["segments"], 1):
+        rows.append((f"segment {number}", f"{one['items']:,} vectors, {one['kind']}{_gone(one['removed'])}"))
+    return [*rows, ("in the log", f"{facts['in_log']:,}")]
 
 
 def _gone(count: int) -> str:
@@ -146,20 +161,21 @@ def verify(index: str, as_json: bool) -> int:
 
     INDEX is its folder. Exit code 1 where anything is damaged.
     """
-    from edgeclip.runtime.index.index import Index
+    from edgeclip.runtime.index.verify import find_problems
 
-    with Index.open(index) as opened:
-        problems, count, total = opened.verify(), len(opened), opened.info()["bytes"]
+    place = Path(index)
+    if not place.is_dir():
+        raise InputError(f"{index}: no such index.")
+    problems = find_problems(place)
+    total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     if as_json:
-        emit({"path": index, "problems": problems, "items": count, "bytes": total})
+        emit({"path": index, "problems": problems, "bytes": total})
     for problem in problems:
         say(problem)
     if problems:
-        raise CheckFailed(
-            f"{index}: {len(problems)} problems. Build it again, or copy it from where it is whole."
-        )
+        raise CheckFailed(f"{index}: not whole. Copy it from where it is, or build it again.")
     if not as_json:
-        click.echo(f"{index}: whole; {count:,} items, {size(total)} read", err=True)
+        click.echo(f"{index}: whole; {size(total)} read", err=True)
     return 0
 
 

@@ -22,6 +22,7 @@ from edgeclip.errors import EdgeClipError, InputError
 from edgeclip.runtime.index.binding import origin_of
 from edgeclip.runtime.index.build_words import BuildReport, BuildSettings, Progress
 from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.manifest import NAME
 from edgeclip.runtime.index.region_way import RegionsOf
 from edgeclip.runtime.index.sources import Entry, Source, Unreadable, open_source
 from edgeclip.runtime.index.types import IndexSettings, Item, Origin
@@ -275,7 +276,7 @@ def _index(
     path: Path, origin: Origin, settings: IndexSettings | Mapping[str, Any] | None, overwrite: bool
 ) -> Index:
     chosen = asdict(settings) if isinstance(settings, IndexSettings) else dict(settings or {})
-    if overwrite or not os.path.lexists(path):
+    if overwrite or not (path / NAME).exists():
         return Index.create(path, origin, settings=IndexSettings(**chosen), overwrite=overwrite)
     index = Index.open(path, write=True)
     for name, value in chosen.items():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -57,8 +58,9 @@ def test_examples_are_command_lines_that_parse() -> None:
             typed = re.split(r"\s{3,}| [>|] ", line.strip())[0]
             arguments = shlex.split(typed)[1:]
             depth = 2 if arguments[0] in ("labels", "evaluate", "index") else 1
-            # an existing file stands for the one in the example
-            arguments = [__file__ if a.endswith(".labels") else a for a in arguments]
+            # an existing file or folder stands for the one in the example
+            there = {"labels": __file__, "index": str(Path(__file__).parent)}
+            arguments = [there.get(a.rpartition(".")[2], a) for a in arguments]
             command_of(arguments[:depth]).make_context("edgeclip", arguments[depth:])
 
 
