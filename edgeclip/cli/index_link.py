@@ -182,32 +182,38 @@ def _tune(file: Path, opened: Sequence[Index], model: Model, field: str) -> Tune
     from edgeclip.runtime.index.linkage import Records
     from edgeclip.runtime.index.tuning import tune_entities, tune_links
 
-    lines = read_lines(file, PAIR if len(opened) > 1 else ENTITY)
-    records = [Records.read(one, model, field) for one in opened]
-    places = [{item.key: i for i, item in enumerate(one.items)} for one in records]
+    wanted = PAIR if len(opened) > 1 else ENTITY
+    lines = read_lines(file, wanted)
+    ids = [{item.key: number for number, item in one.items()} for one in opened]
     if len(opened) == 1:
-        named = {
-            _place(places[0], line, "key", file, n, ENTITY): line.get("entity")
-            for n, line in enumerate(lines, 1)
-        }
-        return tune_entities(records[0].take(list(named)), [str(name) for name in named.values()])
-    left = [_place(places[0], line, "left", file, n, PAIR) for n, line in enumerate(lines, 1)]
-    right = [
-        -1 if line.get("right") is None else _place(places[1], line, "right", file, n, PAIR)
-        for n, line in enumerate(lines, 1)
-    ]
-    return tune_links(records[0].take(left), records[1], right)
+        named = {_id(ids[0], line, "key", file, wanted): str(line.get("entity")) for line in lines}
+        _check_once(named, lines, file)
+        records = Records.read(opened[0], model, field, only=named)
+        return tune_entities(records, [named[number] for number in records.ids.tolist()])
+    matches = {
+        _id(ids[0], line, "left", file, wanted): None
+        if line.get("right") is None
+        else _id(ids[1], line, "right", file, wanted)
+        for line in lines
+    }
+    _check_once(matches, lines, file)
+    left, right = Records.read(opened[0], model, field, only=matches), Records.read(opened[1], model, field)
+    places = {number: i for i, number in enumerate(right.ids.tolist())} | {None: -1}
+    return tune_links(left, right, [places[matches[number]] for number in left.ids.tolist()])
 
 
-def _place(
-    places: Mapping[str, int], line: Mapping[str, Any], name: str, file: Path, number: int, wanted: str
-) -> int:
-    key = line.get(name)
-    if not isinstance(key, str) or key not in places:
+def _check_once(found: Mapping[int, Any], lines: Sequence[Any], file: Path) -> None:
+    if len(found) < len(lines):
         raise InputError(
-            f"{file}, record {number}: {name} {key!r} is no key of the index. Expected {wanted}."
+            f"{file}: {len(lines)} lines label {len(found)} records; expected one line for each."
         )
-    return places[key]
+
+
+def _id(ids: Mapping[str, int], line: Mapping[str, Any], name: str, file: Path, wanted: str) -> int:
+    key = line.get(name)
+    if not isinstance(key, str) or key not in ids:
+        raise InputError(f"{file}: {name} {key!r} is no key of the index. Expected lines like {wanted}.")
+    return ids[key]
 
 
 def _tell_tuned(tuned: Tuned, kept: Path, what: str, as_json: bool) -> None:

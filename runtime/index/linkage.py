@@ -8,7 +8,7 @@ Source: Arora et al. 2023, Linking Representations with Multimodal Contrastive L
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,20 +94,27 @@ class Records:
     has_text: NDArray[np.bool_]  # (N,)
 
     @classmethod
-    def read(cls, rows: Rows, model: Model, field: str = "caption") -> Records:
+    def read(
+        cls, rows: Rows, model: Model, field: str = "caption", *, only: Iterable[int] | None = None
+    ) -> Records:
         """The records of an index of pictures.
 
         Args:
             model: the index's own; embeds the texts.
             field: of each record, that holds its text; one without it is its picture alone.
+            only: ids of those that are wanted; None: all.
         Raises:
             InputError: no record has the field.
         """
         parts: list[tuple[Numbers, Vectors, Vectors, NDArray[np.bool_]]] = []
         items: list[Item] = []
+        wanted = None if only is None else np.fromiter(only, np.int64)
         for numbers, images, some in rows.batches():
+            if wanted is not None:
+                inside = np.flatnonzero(np.isin(numbers, wanted))
+                numbers, images, some = numbers[inside], images[inside], [some[i] for i in inside.tolist()]
             texts = [str(item.record.get(field) or "").strip() for item in some]
-            known = np.array([bool(text) for text in texts])
+            known = np.array([bool(text) for text in texts], bool)
             beside = images.copy()
             if known.any():
                 beside[known] = model.embed_texts([text for text in texts if text])
