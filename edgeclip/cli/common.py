@@ -118,6 +118,12 @@ def strict_option(command: F) -> F:
     )
 
 
+def pickle_option(command: F) -> F:
+    """`--allow-pickle` of verbs that open Qdrant's folders."""
+    text = "Open a Qdrant folder that is there: it holds pickles, which run code. For your own only."
+    return click.option("--allow-pickle", is_flag=True, help=text)(command)
+
+
 def find_pictures(arguments: Sequence[str], as_json: bool) -> tuple[list[Path], Failures]:
     """Files, folders (searched below, by picture suffix) and globs, in a stable order, each file once.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeclip.cli.common import emit, json_option, notes
+from edgeclip.cli.common import emit, json_option, notes, pickle_option
 
 if TYPE_CHECKING:
     from edgeclip.runtime.index.away.vectors import Source
@@ -34,12 +34,6 @@ Examples:
   edgeclip index import qdrant:http://host:6333/pets -o pets.index
 """
 
-_pickle = click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Open a Qdrant folder that is there: it holds pickles, which run code. For your own only.",
-)
-
 
 @click.command("export", epilog=EXPORT_EXAMPLES)
 @click.argument("index")
@@ -62,7 +56,7 @@ _pickle = click.option(
 )
 @click.option("--prune", is_flag=True, help="Remove from Qdrant what the index does not have.")
 @click.option("--overwrite", is_flag=True, help="Replace a Qdrant collection that is there.")
-@_pickle
+@pickle_option
 @json_option
 def export(index: str, output: str, as_json: bool, **options: Any) -> int:
     """Write an index for other tools.
@@ -124,7 +118,7 @@ def _to_qdrant(
     help="How vectors are stored. Default: fp16.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
-@_pickle
+@pickle_option
 @json_option
 def import_(
     source: str, output: Path, bundle: str | None, precision: str | None, overwrite: bool, allow_pickle: bool, as_json: bool

@@ -22,6 +22,7 @@ from edgeclip.cli.common import (
     find_pictures,
     finish,
     json_lines_option,
+    pickle_option,
     say,
     strict_option,
 )
@@ -31,11 +32,14 @@ from edgeclip.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgeclip.runtime.index.away.qdrant import QdrantIndex
     from edgeclip.runtime.index.index import Index
     from edgeclip.runtime.index.memory import Memory
     from edgeclip.runtime.index.sheet import Part
     from edgeclip.runtime.index.types import Hit, Origin
     from edgeclip.runtime.model import Model
+
+    Searched = Index | Memory | QdrantIndex
 
 EXAMPLES = """\b
 Examples:
@@ -67,12 +71,14 @@ Examples:
     "--bundle",
     help="The model: a bundle folder, a .zip of one, hf:ORG/NAME, or nano. Default: nano for a folder or an index of nano's.",
 )
+@pickle_option
 @engine_options
 @strict_option
 @json_lines_option
 def command(
     place: str,
     asking: Asking,
+    allow_pickle: bool,
     html: Path | None,
     show: bool,
     bundle: str | None,
@@ -85,10 +91,12 @@ def command(
     """Find the pictures that texts, pictures or both describe.
 
     PLACE is an index, as `edgeclip index build` makes it, or a folder, whose pictures are embedded first, those of its subfolders as
-    well. Several TEXTS and pictures are added up, what --not says is taken off; scores are cosines.
+    well, or where `edgeclip index export` has put an index: qdrant:FOLDER, qdrant:http://host:6333/collection. Several TEXTS and pictures are added up, what --not says is taken off; scores are cosines.
     """
     loading = Loading(engine, threads, variants)
-    if os.path.isfile(os.path.join(place, "index.json")):  # noqa: PTH113, PTH118  (a name may be too long for Path)
+    if place.startswith("qdrant:"):
+        found = _in_qdrant(place, bundle, loading, asking, allow_pickle)
+    elif os.path.isfile(os.path.join(place, "index.json")):  # noqa: PTH113, PTH118  (a name may be too long for Path)
         found = _in_index(Path(place), bundle, loading, asking)
     else:
         found = _in_folder(place, bundle or "nano", loading, asking, as_json)
@@ -144,6 +152,19 @@ def _in_index(path: Path, bundle: str | None, loading: Loading, asking: Asking) 
         return Found(hits, parts, str(path), _named(index.origin.name, index.origin.model_id), len(index), [])
 
 
+def _in_qdrant(place: str, bundle: str | None, loading: Loading, asking: Asking, allow_pickle: bool) -> Found:
+    from edgeclip.runtime.index.away.qdrant import QdrantIndex
+
+    with ExitStack() as stack:
+        index = stack.enter_context(QdrantIndex.open(place, allow_pickle=allow_pickle))
+        model = None
+        if bundle is not None or asking.needs_model:
+            model = stack.enter_context(loading.load(bundle or _bundle_of(place, index.origin)))
+            index.ask_with(model)  # refuses another model
+        hits, parts = _ask(index, model, asking)
+        return Found(hits, parts, place, _named(index.origin.name, index.origin.model_id), len(index), [])
+
+
 def _in_folder(place: str, bundle: str, loading: Loading, asking: Asking, as_json: bool) -> Found:
     import numpy as np
 
@@ -169,7 +190,7 @@ def _in_folder(place: str, bundle: str, loading: Loading, asking: Asking, as_jso
     return Found(hits, parts, source, _named(facts.name, facts.model_id), len(rows), failures)
 
 
-def _question(index: Index | Memory, model: Model | None, asking: Asking) -> tuple[Any, list[Part]]:
+def _question(index: Searched, model: Model | None, asking: Asking) -> tuple[Any, list[Part]]:
     """The question as a vector, and as it is shown."""
     from edgeclip.runtime.index.queries import compose_for
     from edgeclip.runtime.index.sheet import parts_of
@@ -179,7 +200,7 @@ def _question(index: Index | Memory, model: Model | None, asking: Asking) -> tup
     return compose_for(index, model, query), parts_of(query, [found[key] for key in asking.likes])
 
 
-def _ask(index: Index | Memory, model: Model | None, asking: Asking) -> tuple[list[Hit], list[Part]]:
+def _ask(index: Searched, model: Model | None, asking: Asking) -> tuple[list[Hit], list[Part]]:
     from edgeclip.runtime.index.regions import best_of_each
 
     vector, parts = _question(index, model, asking)
@@ -194,7 +215,7 @@ def _ask(index: Index | Memory, model: Model | None, asking: Asking) -> tuple[li
     return search(asking.top_k), parts
 
 
-def _bundle_of(path: Path, origin: Origin) -> str:
+def _bundle_of(path: Path | str, origin: Origin) -> str:
     """The embedded bundle that an index was made with. Raises InputError where it was another model."""
     from edgeclip.bundle import open_bundle
 

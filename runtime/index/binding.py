@@ -56,7 +56,7 @@ def variants_in_use(model: Model) -> tuple[str, ...]:
     )
 
 
-def check_model(path: Path, origin: Origin, model: Model) -> None:
+def check_model(path: object, origin: Origin, model: Model) -> None:
     """Raise InputError unless the index holds this model's vectors."""
     facts = model.manifest
     if (facts.model_id, facts.embedding_dim) != (origin.model_id, origin.dim):

@@ -102,3 +102,22 @@ def test_refused_in_one_line(
     said = edgeclip("index", *(index if one == "INDEX" else one for one in arguments))
     assert (said.code, message in said.line) == (2, True), said.line
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_search_on_qdrant_as_at_home(edgeclip: Edgeclip, index: Path, sealed: Path, tmp_path: Path) -> None:
+    place = f"qdrant:{tmp_path / 'pets.qdrant'}"
+    edgeclip("index", "export", index, "-o", place)
+    asked = ("a cat", "--not", "dog", "-k", 2, "--where", "size > 1 and key ~ 'b'", "-b", sealed, "--json")
+    home, away = edgeclip("search", index, *asked), edgeclip("search", place, *asked, "--allow-pickle")
+    assert {line["key"] for line in away.records} == {"b.JPG", "below/c.bmp"}
+    for one, other in zip(home.records, away.records, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert {**one, "score": 0} == {**other, "score": 0}
+    likes = ("--like", "a.png", "-k", 1, "--json")
+    assert (
+        edgeclip("search", place, *likes, "--allow-pickle").record["key"]
+        == edgeclip("search", index, *likes).record["key"]
+    )
+    refused = edgeclip("search", place, "a cat", "-b", "nano", "--allow-pickle")
+    assert (refused.code, "holds vectors of toy" in refused.line) == (2, True)
+    assert "--allow-pickle" in edgeclip("search", place, "a cat", "-b", sealed).line

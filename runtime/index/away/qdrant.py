@@ -178,12 +178,10 @@ class QdrantIndex:
         origin = read_origin(facts, int(getattr(vectors, "size", 0)), place)
         if origin is None:
             raise InputError(f"{place}: its metadata names no model. Export the index again.")
-        if model is not None and model.manifest.model_id != origin.model_id:
-            raise InputError(
-                f"{place}: holds vectors of {origin.name} ({origin.model_id[:12]}), got {model.manifest.name} "
-                f"({model.manifest.model_id[:12]}). Ask with the model that made them."
-            )
-        return cls(client, place, origin, QdrantOptions(**facts.get("options", {})), model)
+        found = cls(client, place, origin, QdrantOptions(**facts.get("options", {})), None)
+        if model is not None:
+            found.ask_with(model)
+        return found
 
     def __enter__(self) -> QdrantIndex:
         return self
@@ -205,6 +203,13 @@ class QdrantIndex:
     def dim(self) -> int:
         """Width of the vectors."""
         return self.origin.dim
+
+    def ask_with(self, model: Model) -> None:
+        """Let this model make vectors of queries. Raises InputError for one that made other vectors than these."""
+        from edgeclip.runtime.index.binding import check_model
+
+        check_model(self.place, self.origin, model)
+        self._model = model
 
     # --- asking
 
