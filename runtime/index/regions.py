@@ -59,8 +59,7 @@ def index_regions(
     found = regions_of(model, pictures, boxes=boxes, proposals=proposals, batch_size=batch_size)
     for path, each in zip(pictures, found, strict=True):
         results.append(each if isinstance(each, InputError) else len(each[0]))
-        if isinstance(each, InputError):
-            old.pop(os.fspath(path), None)  # cannot be read now: what is known of it stays
+        if isinstance(each, InputError):  # it cannot be read now: what is known of it stays
             continue
         held.append((os.fspath(path), each))
         if sum(len(items) for _, (items, _) in held) >= ADDED_AT_ONCE:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeclip import InputError
-from edgeclip.runtime.index.places import file_of, read_picture
+from edgeclip.runtime.index.places import file_of, is_text, read_picture
 from edgeclip.runtime.index.types import Item
 
 DATA = b"bytes of a picture"
@@ -46,6 +46,9 @@ def test_files(tmp_path: Path) -> None:
     assert file_of(item(path=str(whole))) == read_picture(item(path=str(whole))) == whole
     assert file_of(item(str(whole))) == whole
     assert file_of(item(str(whole), caption="words")) is None
+    assert is_text(item(str(whole), caption="words"))
+    assert not is_text(item(path=str(whole), caption="words"))
+    assert not is_text(item("words"))
     assert file_of(item("n" * 9999)) is file_of(item("a\0b")) is read_picture(item("words")) is None
     assert read_picture(item(path=str(whole), offset=3)) == whole  # somebody's own field
 

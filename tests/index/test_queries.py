@@ -100,6 +100,7 @@ def test_centring_takes_the_gap_off() -> None:
         ({"images": np.zeros(3, np.float32)}, "images: expected a vector of finite length above 0"),
         ({"images": [X, np.ones(4, np.float32)]}, "vectors of widths 3, 4; expected one width"),
         ({"texts": "x", "not_texts": "x", "negative_weight": 1}, "its terms cancel out.*Change a weight"),
+        ({"texts": "x", "not_texts": "x", "negative_weight": 1.0001}, "its terms cancel out"),
         ({"texts": "x", "text_weight": 0}, "its terms cancel out"),
     ],
 )  # fmt: skip

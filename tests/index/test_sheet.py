@@ -86,6 +86,12 @@ def test_hits_in_their_order(tmp_path: Path) -> None:
         assert said in page.text
 
 
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (30, 30), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    page = Page(contact_sheet([Hit("a", 1, 0, {"path": str(tmp_path / "a.png")})], asked()))
+    assert np.asarray(thumbnail(page)).min() == 255
+
+
 def test_what_cannot_be_shown_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"bad")
     hits = [
