@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from edgeclip.errors import InputError
 from edgeclip.runtime.index.records import write_records
 from edgeclip.runtime.index.scales import Scales, fit_scales
-from edgeclip.runtime.index.segment import Segment, write_segment
+from edgeclip.runtime.index.segment import Segment
+from edgeclip.runtime.index.segment_files import write_segment
 from edgeclip.runtime.index.store import Store
 from edgeclip.runtime.index.types import Item
 from edgeclip.runtime.index.view import Part, View

@@ -1,17 +1,11 @@
-"""A segment: vectors that are written once, and their search. What it holds, besides the records of others:
+"""A segment: vectors that were written once, and their search.
 
-facts.json       format, kind ("exact" or "graph"), precision, count, dim, whether slots.bin is there
-ids.bin          int64 of each row, ascending
-graph.usearch    kind "graph": codes and links; see graph.py
-slots.bin        kind "graph", where several threads built it: uint32 place of each row among the codes
-vectors.bin      float16 or int8 of each row: of kind "exact", and for "bits", which rank again by them
-signs.bin        "bits" of kind "exact": the packed signs of each row
+Candidates come from a walk along a graph, from signs that differ least, or from a comparison of all codes, whichever the segment
+has; then their cosines are worked out in float32 from the stored rows, so that scores and order do not depend on the way.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +15,9 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import exact as flat
-from edgeclip.runtime.index.graph import GraphFile, build, open_walker, walk
-from edgeclip.runtime.index.scales import Scales, decode, encode, encode_queries, signs
+from edgeclip.runtime.index.graph import open_walker, walk
+from edgeclip.runtime.index.scales import Scales, decode, encode_queries, signs
+from edgeclip.runtime.index.segment_files import IDS, Files
 from edgeclip.runtime.index.types import IndexSettings
 
 Array = NDArray[Any]
@@ -30,129 +25,23 @@ Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Allowed = NDArray[np.bool_]
 
-FACTS, IDS, GRAPH, SLOTS, VECTORS, SIGNS = (
-    "facts.json", "ids.bin", "graph.usearch", "slots.bin", "vectors.bin", "signs.bin",
-)  # fmt: skip
-FORMAT = 1
 # A walk that must give n rows takes about as long as 10 n comparisons; so few allowed rows are compared one by one.
 _WALK = 10
 _HOLES = 256  # rows of an exact segment that may be gone before every row left is compared by numpy, which takes twice as long
 
 
-def write_segment(
-    folder: Path,
-    ids: Rows,
-    vectors: Array,
-    settings: IndexSettings,
-    scales: Scales | None = None,
-    *,
-    grow_from: Segment | None = None,
-    threads: int | None = None,
-) -> None:
-    """Write everything of a segment but its records.
-
-    Args:
-        folder: there, and empty of these files.
-        ids: (N,) ascending.
-        vectors: (N, D) float unit rows.
-        scales: of the index; fp16 has none.
-        grow_from: a segment with a graph, of the same index; where all its ids are among these, only the others are linked in.
-        threads: that link vectors; None: all cores. With one, the same vectors give the same files.
-    Raises:
-        InputError: shapes that do not fit, ids that do not ascend, vectors that are not finite.
-    """
-    ids, rows = np.asarray(ids, np.int64), np.asarray(vectors, np.float32)
-    if rows.ndim != 2 or ids.shape != (len(rows),):
-        raise InputError(f"segment: expected (N,) ids and (N, D) vectors, got {ids.shape} and {rows.shape}.")
-    if (np.diff(ids) <= 0).any() or not np.isfinite(rows).all():
-        raise InputError("segment: expected ids that ascend and vectors that are finite.")
-    precision = settings.precision
-    graph = len(ids) > settings.exact_below and flat.usearch() is not None
-    stored = encode(rows, precision, scales)
-    sieve = signs(rows, scales) if precision == "bits" else None
-    ids.tofile(folder / IDS)
-    if not graph or sieve is not None:
-        stored.tofile(folder / VECTORS)
-    slots = False
-    if graph:
-        codes = stored if sieve is None else sieve
-        grown = _grown(grow_from, ids, settings)
-        build(folder / GRAPH, ids, codes, rows.shape[1], settings, grown, threads or 0)
-        slots = _write_slots(folder, ids, rows.shape[1], settings)
-    elif sieve is not None:
-        sieve.tofile(folder / SIGNS)
-    facts = {
-        "format": FORMAT, "kind": "graph" if graph else "exact", "precision": precision,
-        "count": len(ids), "dim": rows.shape[1], "slots": slots,
-    }  # fmt: skip
-    (folder / FACTS).write_text(json.dumps(facts) + "\n")
-
-
-def _grown(segment: Segment | None, ids: Rows, settings: IndexSettings) -> GraphFile | None:
-    """The graph to begin with, if it is of use."""
-    file = segment.graph if segment else None
-    if (
-        segment is None
-        or file is None
-        or file.precision != settings.precision
-        or file.links != settings.connectivity
-    ):
-        return None
-    return file if np.isin(segment.ids, ids, assume_unique=True).all() else None
-
-
-def _write_slots(folder: Path, ids: Rows, dim: int, settings: IndexSettings) -> bool:
-    keys = GraphFile.open(folder / GRAPH, len(ids), dim, settings.precision).keys()
-    if (keys == ids).all():
-        return False
-    slots = np.argsort(keys).astype(np.uint32)
-    assert (keys[slots] == ids).all(), "usearch wrote other keys than it was given"
-    slots.tofile(folder / SLOTS)
-    return True
-
-
 class Segment:
     """One that was written; its files are mapped. Searches may run in several threads. See `open`."""
 
-    def __init__(
-        self,
-        ids: Rows,
-        dim: int,
-        settings: IndexSettings,
-        scales: Scales | None,
-        *,
-        stored: Array,
-        signs: NDArray[np.uint8] | None = None,
-        graph: GraphFile | None = None,
-        slots: NDArray[np.uint32] | None = None,
-    ) -> None:
-        self.ids, self.dim, self._settings, self._scales = ids, dim, settings, scales
-        self._stored, self._signs, self.graph, self._slots = stored, signs, graph, slots
+    def __init__(self, files: Files, dim: int, settings: IndexSettings, scales: Scales | None) -> None:
+        self.ids, self.graph, self.dim = files.ids, files.graph, dim
+        self._stored, self._signs, self._slots = files.stored, files.signs, files.slots
+        self._settings, self._scales = settings, scales
 
     @classmethod
     def open(cls, folder: Path, dim: int, settings: IndexSettings, scales: Scales | None) -> Segment:
-        """Map the files of a segment.
-
-        Raises:
-            InputError: a file is missing, or sizes do not agree: it is damaged.
-        """
-        facts = _facts(folder, dim, settings)
-        count, bits = facts["count"], settings.precision == "bits"
-        ids = _mapped(folder / IDS, np.int64, (count,))
-        if count and (ids[-1] < ids[0] or ids[0] < 0):
-            raise InputError(f"{folder / IDS}: damaged: ids do not ascend. Build the index again.")
-        graph = sieve = slots = None
-        if facts["kind"] == "graph":
-            graph = GraphFile.open(folder / GRAPH, count, dim, settings.precision)
-            sieve = graph.codes if bits else None
-            slots = _mapped(folder / SLOTS, np.uint32, (count,)) if facts["slots"] else None
-        elif bits:
-            sieve = _mapped(folder / SIGNS, np.uint8, (count, -(-dim // 8)))
-        if slots is not None and slots.max() >= count:
-            raise InputError(f"{folder / SLOTS}: damaged: a slot that is not there. Build the index again.")
-        kind = np.int8 if settings.precision == "int8" else np.float16
-        stored = graph.codes if graph and not bits else _mapped(folder / VECTORS, kind, (count, dim))
-        return cls(ids, dim, settings, scales, stored=stored, signs=sieve, graph=graph, slots=slots)
+        """Map the files of a segment. Raises InputError: one is missing, or sizes do not agree: it is damaged."""
+        return cls(Files.open(folder, dim, settings), dim, settings, scales)
 
     @property
     def count(self) -> int:
@@ -167,14 +56,8 @@ class Segment:
     def close(self) -> None:
         """Give up the files."""
         self.__dict__.pop("_walker", None)
-        empty = np.empty((0, self.dim))
-        self.ids, self._stored, self._signs, self.graph, self._slots = (
-            np.empty(0, np.int64),
-            empty,
-            None,
-            None,
-            None,
-        )
+        self.ids, self._stored, self.graph = np.empty(0, np.int64), np.empty((0, self.dim)), None
+        self._signs = self._slots = None
 
     def vectors(self, rows: Rows | None = None) -> Vectors:
         """(n, D) float32 unit rows, as stored: of these rows, or all."""
@@ -349,37 +232,3 @@ def recall(found: Rows, truth: Rows) -> float:
         len(set(a[a >= 0].tolist()) & set(b[b >= 0].tolist())) for a, b in zip(found, truth, strict=True)
     )
     return hits / max(1, int((truth >= 0).sum()))
-
-
-def _facts(folder: Path, dim: int, settings: IndexSettings) -> Mapping[str, Any]:
-    path = folder / FACTS
-    try:
-        facts = json.loads(path.read_text())
-        found = {name: kind(facts[name]) for name, kind in
-                 {"format": int, "kind": str, "precision": str, "count": int, "dim": int, "slots": bool}.items()}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r}). Build the index again.") from error
-    wanted = {"format": FORMAT, "precision": settings.precision, "dim": dim}
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise InputError(
-                f"{path}: {name}: expected {value}, got {found[name]}. It belongs to another index."
-            )
-    if found["kind"] not in ("exact", "graph") or found["count"] < (found["kind"] == "graph"):
-        raise InputError(
-            f"{path}: damaged (kind {found['kind']!r}, {found['count']} rows). Build the index again."
-        )
-    return found
-
-
-def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Array:
-    """A file of exactly this many numbers. Raises InputError for another size."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    try:
-        came = path.stat().st_size
-        if came != size:
-            raise InputError(f"{path}: damaged: expected {size} bytes, got {came}. Build the index again.")
-        # A plain array of the mapped bytes: np.memmap's own class makes each look-up several times slower.
-        return np.asarray(np.memmap(path, dtype, mode="r", shape=shape)) if size else np.empty(shape, dtype)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}). Build the index again.") from error

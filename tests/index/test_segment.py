@@ -10,9 +10,11 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import exact, segment
+from edgeclip.runtime.index import segment_files as files
 from edgeclip.runtime.index.graph import build
 from edgeclip.runtime.index.scales import fit_scales
-from edgeclip.runtime.index.segment import Segment, recall, search_rows, write_segment
+from edgeclip.runtime.index.segment import Segment, recall, search_rows
+from edgeclip.runtime.index.segment_files import Files, write_segment
 from edgeclip.runtime.index.types import PRECISIONS, IndexSettings, Precision
 from tests.mutants import broken
 from tests.vectors import clip_like
@@ -70,7 +72,7 @@ def segments(stored, tmp_path_factory) -> dict[tuple[str, str], Segment]:
     folder = tmp_path_factory.mktemp("segments")
     ids = np.arange(COUNT) * 2 + 5  # with gaps, as removals leave them
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "build", shuffled)
+        patch.setattr(files, "build", shuffled)
         return {
             (precision, kind): made(folder / precision / kind, stored, precision, kind, ids=ids)
             for precision in PRECISIONS
@@ -121,16 +123,8 @@ def test_without_usearch_every_vector_is_compared(segments, stored, queries, pre
         assert made(tmp_path / "new", stored[:100], precision, "graph").kind == "exact"
     for kind in KINDS:
         old = segments[precision, kind]
-        again = Segment(
-            old.ids,
-            DIM,
-            old._settings,
-            old._scales,
-            stored=old._stored,
-            signs=old._signs,
-            graph=old.graph,
-            slots=old._slots,
-        )
+        parts = Files(old.ids, old._stored, old._signs, old.graph, old._slots)
+        again = Segment(parts, DIM, old._settings, old._scales)
         found, _ = again.search(queries, K)
         assert recall(found, truth(stored, queries, K)[0]) >= LEAST[precision]
 
@@ -253,7 +247,7 @@ def test_one_thread_writes_the_same_file_each_time(stored, tmp_path):
         made(tmp_path / name, stored[:500], "fp16", "graph", threads=1)
     for file in sorted((tmp_path / "a").iterdir()):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
-    assert not (tmp_path / "a" / segment.SLOTS).exists()  # rows lie in order
+    assert not (tmp_path / "a" / files.SLOTS).exists()  # rows lie in order
 
 
 def test_rows_in_memory(stored, queries):
@@ -307,14 +301,14 @@ def test_what_cannot_be_written(tmp_path, stored):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_file_that_is_cut_long_or_missing(tmp_path, precision, kind, monkeypatch):
     vectors = clip_like(50, 24)
-    monkeypatch.setattr(segment, "build", shuffled)
+    monkeypatch.setattr(files, "build", shuffled)
     one = made(tmp_path, vectors, precision, kind)
-    assert (tmp_path / segment.SLOTS).exists() == (kind == "graph")
+    assert (tmp_path / files.SLOTS).exists() == (kind == "graph")
     for file in sorted(tmp_path.iterdir()):
         whole = file.read_bytes()
         for data in (whole[: len(whole) // 2], whole[:-1], b"", whole + b"\0" * 4, None):
             if (
-                file.name == segment.FACTS
+                file.name == files.FACTS
                 and data in (whole[:-1], whole + b"\0" * 4)
                 and data[:-1] in (whole, whole[:-2])
             ):
@@ -327,16 +321,16 @@ def test_a_file_that_is_cut_long_or_missing(tmp_path, precision, kind, monkeypat
 
 
 def test_slots_and_ids_that_are_not_the_graphs(tmp_path, monkeypatch):
-    monkeypatch.setattr(segment, "build", shuffled)
+    monkeypatch.setattr(files, "build", shuffled)
     vectors = clip_like(50, 24)
     one = made(tmp_path, vectors, "fp16", "graph")
-    slots = np.fromfile(tmp_path / segment.SLOTS, np.uint32)
+    slots = np.fromfile(tmp_path / files.SLOTS, np.uint32)
     slots[:2] = slots[1::-1]
-    slots.tofile(tmp_path / segment.SLOTS)
+    slots.tofile(tmp_path / files.SLOTS)
     with pytest.raises(InputError, match="holds other ids"):
         Segment.open(tmp_path, 24, one._settings, None).search(vectors[:1], 3)
     slots[0] = 50
-    slots.tofile(tmp_path / segment.SLOTS)
+    slots.tofile(tmp_path / files.SLOTS)
     with pytest.raises(InputError, match="a slot that is not there"):
         Segment.open(tmp_path, 24, one._settings, None)
 
@@ -347,8 +341,8 @@ def test_facts_of_another_index(tmp_path, stored):
         Segment.open(tmp_path, 64, IndexSettings(), None)
     with pytest.raises(InputError, match="precision: expected int8, got fp16"):
         Segment.open(tmp_path, DIM, IndexSettings(precision="int8"), None)
-    facts = json.loads((tmp_path / segment.FACTS).read_text())
-    (tmp_path / segment.FACTS).write_text(json.dumps({**facts, "kind": "tree"}))
+    facts = json.loads((tmp_path / files.FACTS).read_text())
+    (tmp_path / files.FACTS).write_text(json.dumps({**facts, "kind": "tree"}))
     with pytest.raises(InputError, match="kind 'tree'"):
         Segment.open(tmp_path, DIM, IndexSettings(), None)
 
