@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeclip.runtime.model import Model
 
 FORMAT = "edgeclip.linkage"
+ROWS = 4096  # pooled at once, in float64
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,16 @@ def pool(
     Linkage(weight, 0)
     if images.ndim != 2 or images.shape != texts.shape:
         raise InputError(f"pool: expected both (N, D), got images {images.shape} and texts {texts.shape}.")
-    mixed = weight * images.astype(np.float64) + (1 - weight) * texts
-    lengths = np.linalg.norm(mixed, axis=1, keepdims=True)
-    alone = lengths < 1e-6  # they cancel out: opposite vectors of equal weight
-    if has_text is not None:
-        alone |= ~np.asarray(has_text, bool)[:, None]
-    return np.where(alone, images, mixed / np.maximum(lengths, 1e-6)).astype(np.float32)
+    found = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), ROWS):
+        part = slice(start, start + ROWS)
+        mixed = weight * images[part].astype(np.float64) + (1 - weight) * texts[part]
+        lengths = np.linalg.norm(mixed, axis=1, keepdims=True)
+        alone = lengths < 1e-6  # they cancel out: opposite vectors of equal weight
+        if has_text is not None:
+            alone |= ~np.asarray(has_text[part], bool)[:, None]
+        found[part] = np.where(alone, images[part], mixed / np.maximum(lengths, 1e-6))
+    return found
 
 
 def records_of(rows: Rows, model: Model | None, weight: float, field: str = "caption") -> Rows:

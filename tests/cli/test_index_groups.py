@@ -130,6 +130,17 @@ def test_clusters_by_threshold(made: Path, edgeclip: Edgeclip) -> None:
     )
 
 
+def test_clusters_of_pictures_with_their_texts(made: Path, edgeclip: Edgeclip) -> None:
+    by_texts = edgeclip(
+        "index", "cluster", made, "--threshold", 1, "--weight", 0, "--text-field", "ocr", "--json"
+    )
+    assert [one["size"] for one in by_texts.record["clusters"]] == [3, 2]  # equal texts are equal vectors
+    assert [
+        one["size"]
+        for one in edgeclip("index", "cluster", made, "--threshold", 1, "--json").record["clusters"]
+    ] == [2]
+
+
 def test_entities_of_one_index(made: Path, edgeclip: Edgeclip) -> None:
     assert (
         "7 records of 4 entities, 2 with several" in edgeclip("index", "link", made, "--threshold", 0.05).err
