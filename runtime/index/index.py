@@ -35,7 +35,7 @@ from edgeclip.runtime.index.filters import Filter, parse_filter
 from edgeclip.runtime.index.queries import Query, compose_for
 from edgeclip.runtime.index.store import Store
 from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
-from edgeclip.runtime.index.view import View, look
+from edgeclip.runtime.index.view import View, gather, look
 
 if TYPE_CHECKING:
     from edgeclip.runtime.images.decode import Color, Picture
@@ -78,7 +78,7 @@ class Index:
             InputError: `path` is there already and `overwrite` is false, or cannot be made.
         """
         origin = model if isinstance(model, Origin) else origin_of(model)
-        store = Store.create(Path(path), origin, settings or IndexSettings(), overwrite=overwrite)
+        store = Store.create(Path(path).absolute(), origin, settings or IndexSettings(), overwrite=overwrite)
         return cls(store, None if isinstance(model, Origin) else model)
 
     @classmethod
@@ -91,7 +91,7 @@ class Index:
         Raises:
             InputError: no index, a damaged one, one of another model, or one that another process writes.
         """
-        store = Store.open(Path(path), write=write)
+        store = Store.open(Path(path).absolute(), write=write)
         try:
             return cls(store, model)
         except BaseException:
@@ -199,15 +199,15 @@ class Index:
 
     def get(self, keys: Iterable[str]) -> dict[str, Item]:
         """Key -> item, of those that are there."""
-        return {key: part.records.items([row])[0] for key, (part, row) in self._now().find(keys).items()}
+        return gather(self._now().find(_several(keys)), lambda part, rows: part.records.items(rows))
 
     def vectors(self, keys: Sequence[str]) -> Vectors:
         """(N, D) stored vectors. Raises InputError for a key that is not there."""
-        places = self._now().find(keys)
-        if missing := [key for key in keys if key not in places]:
+        wanted = _several(keys)
+        rows = gather(self._now().find(wanted), lambda part, rows: part.vectors(rows))
+        if missing := [key for key in wanted if key not in rows]:
             raise InputError(f"{self.path}: no item {missing[0]!r}.")
-        rows = [places[key][0].vectors([places[key][1]])[0] for key in keys]
-        return np.stack(rows) if rows else np.empty((0, self.origin.dim), np.float32)
+        return np.stack([rows[key] for key in wanted]) if rows else np.empty((0, self.origin.dim), np.float32)
 
     def keys(self) -> Iterator[str]:
         """Of all items, in the order in which they were added."""
@@ -299,9 +299,11 @@ class Index:
 
         Returns:
             how many there were.
+        Raises:
+            InputError: neither keys nor ids, or an index opened for reading.
         """
-        wanted = list(which)
-        numbers = [int(one) for one in wanted if not isinstance(one, str)]
+        wanted = _several(which)
+        numbers = [number for one in wanted if (number := _id(one)) is not None]
         with self._lock:
             view = self._now()
             by_key = view.find(one for one in wanted if isinstance(one, str)).values()
@@ -312,7 +314,11 @@ class Index:
         return len(gone)
 
     def remove_where(self, where: Where) -> int:
-        """Remove whatever meets a condition. Returns how many."""
+        """Remove whatever meets a condition. Returns how many. Raises InputError without one: {} is for all of them."""
+        if where is None:
+            raise InputError(
+                f"{self.path}: expected a condition on what to remove, got None. All of it: {{}}."
+            )
         with self._lock:
             return self.remove(self.ids_where(where).tolist())
 
@@ -397,6 +403,20 @@ class Index:
         if not np.isfinite(found).all():
             raise InputError("query: holds a value that is not finite.")
         return found
+
+
+def _several(keys: Iterable[Any]) -> list[Any]:
+    if isinstance(keys, str):  # its letters may be keys too
+        raise InputError(f"expected a list of keys, got {keys!r}. One key: [{keys!r}].")
+    return list(keys)
+
+
+def _id(one: object) -> int | None:
+    if isinstance(one, str):
+        return None
+    if isinstance(one, bool) or not isinstance(one, (int, np.integer)):
+        raise InputError(f"expected keys and ids, got {one!r}.")
+    return int(one)
 
 
 def _fits(view: View, where: Where) -> list[NDArray[np.bool_]] | None:

@@ -32,8 +32,9 @@ class Hit:
     record: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"key": self.key, "score": round(self.score, 6), "id": self.id, **self.record}
+        """JSON-ready. A record's own field of the name of one of these three is called record.key and so on."""
+        own = {"key": self.key, "score": round(self.score, 6), "id": self.id}
+        return own | {f"record.{name}" if name in own else name: value for name, value in self.record.items()}
 
 
 @dataclass(frozen=True)

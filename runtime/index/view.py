@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from edgeclip.runtime.index.types import Hit, Item
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Rows = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Part:
@@ -184,6 +186,19 @@ def _living(ids: Ids, removed: Ids) -> NDArray[np.bool_] | None:
     living = np.ones(len(ids), np.bool_)
     living[gone] = False
     return living
+
+
+def gather(
+    places: Mapping[str, tuple[Part, int]], ask: Callable[[Part, list[int]], Iterable[T]]
+) -> dict[str, T]:
+    """What each part says of its rows, asked once, in the keys' order."""
+    rows: dict[Part, dict[str, int]] = {}
+    for key, (part, row) in places.items():
+        rows.setdefault(part, {})[key] = row
+    found: dict[str, T] = {}
+    for part, own in rows.items():
+        found |= zip(own, ask(part, list(own.values())), strict=True)
+    return {key: found[key] for key in places}
 
 
 def look(store: Store, before: View | None) -> View:

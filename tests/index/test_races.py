@@ -15,7 +15,7 @@ import pytest
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import maintenance, view
 from edgeclip.runtime.index.index import Index
-from edgeclip.runtime.index.types import IndexSettings, Item, Origin
+from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
 
 DIM, MANY = 16, 600
 ORIGIN = Origin("0" * 64, "toy", DIM)
@@ -227,3 +227,53 @@ def test_removed_ids_are_found_among_rows_like_numpy_finds_them() -> None:
         living = view._living(ids, removed)
         want = ~np.isin(ids, removed)
         assert want.all() if living is None else (living == want).all()
+
+
+def test_a_lone_key_is_no_list_of_letters(tmp_path: Path) -> None:
+    with Index.create(tmp_path / "i", ORIGIN) as writer:
+        writer.add(VECTORS[:3], ["1", "2", "12"])
+        for ask in (writer.remove, writer.get, writer.vectors):
+            with pytest.raises(InputError, match=r"expected a list of keys, got '12'\. One key: \['12'\]"):
+                ask("12")
+        for what in (1.9, True, None):
+            with pytest.raises(InputError, match=f"expected keys and ids, got {what}"):
+                writer.remove([what])  # type: ignore[list-item]
+        with pytest.raises(InputError, match="expected a condition on what to remove, got None"):
+            writer.remove_where(None)
+        assert writer.remove(["12", np.int64(0), 2**70, -1]) == 2
+        assert list(writer.keys()) == ["2"]
+
+
+def test_keys_of_several_parts_come_in_the_order_that_was_asked(tmp_path: Path) -> None:
+    with Index.create(tmp_path / "i", ORIGIN, settings=IndexSettings(precision="fp16")) as writer:
+        writer.add(VECTORS[:20], [Item(str(n), {"n": n}) for n in range(20)])
+        writer.flush()
+        writer.add(VECTORS[20:23], [Item(str(n), {"n": n}) for n in (20, 3, 22)])
+        keys = ["22", "5", "3", "19", "20", "5"]
+        assert [item.record["n"] for item in writer.get([*keys, "nobody"]).values()] == [22, 5, 3, 19, 20]
+        np.testing.assert_allclose(writer.vectors(keys), VECTORS[[22, 5, 21, 19, 20, 5]], atol=1e-3)
+        with pytest.raises(InputError, match="no item 'nobody'"):
+            writer.vectors(["3", "nobody"])
+        assert writer.vectors([]).shape == (0, DIM)
+
+
+def test_a_relative_path_holds_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Index.create("i", ORIGIN) as writer, Index.open("i") as reader:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        writer.add(VECTORS[:3], list("abc"))
+        writer.flush()
+        assert list(reader.keys()) == list("abc")
+
+
+def test_a_record_does_not_pass_for_the_key() -> None:
+    hit = Hit("a", 0.5, 3, {"key": "b", "id": "mine", "size": 1})
+    assert hit.to_dict() == {
+        "key": "a",
+        "score": 0.5,
+        "id": 3,
+        "record.key": "b",
+        "record.id": "mine",
+        "size": 1,
+    }
