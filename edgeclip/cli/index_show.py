@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,35 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[rate]}"),
-        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[pace]}"),
     )
     with rich.Progress(*columns, console=notes(), transient=True) as bar:
-        task, begun = bar.add_task("index", total=None, rate=""), time.monotonic()
+        task, pace = bar.add_task("index", total=None, pace=""), Pace()
+        yield lambda made: bar.update(
+            task, completed=made.done, total=made.total, pace=pace.told(made, time.monotonic())
+        )
 
-        def tell(made: Progress) -> None:
-            rate = f"{made.embedded / (time.monotonic() - begun + 1e-9):.1f}/s" if made.embedded else ""
-            failed = f", {len(made.failures)} unreadable" if made.failures else ""
-            bar.update(task, completed=made.done, total=made.total, rate=rate + failed)
 
-        yield tell
+class Pace:
+    """How fast a build goes and how long it still takes. What is not embedded takes no time: the clock starts at the first that is."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None  # time in s and entries done by then
+
+    def told(self, made: Progress, now: float) -> str:
+        """For the bar; `now` in seconds."""
+        parts = []
+        if made.embedded and self._first is None:
+            self._first = now, made.done - 1
+        if self._first and now > self._first[0]:
+            seconds = now - self._first[0]
+            parts.append(f"{made.embedded / seconds:.1f}/s")
+            if made.total is not None:
+                left = max(made.total - made.done, 0) * seconds / (made.done - self._first[1])
+                parts.append(f"{timedelta(seconds=round(left))} left")
+        if made.failures:
+            parts.append(f"{len(made.failures)} unreadable")
+        return ", ".join(parts)
 
 
 def build_table(place: Path, report: BuildReport, facts: Mapping[str, Any]) -> None:

@@ -223,6 +223,20 @@ def test_the_progress_bar_shows_rate_and_failures(
         assert tell is None
 
 
+def test_the_time_that_is_left_counts_what_has_to_be_embedded() -> None:
+    from edgeclip.cli.index_show import Pace
+
+    pace, made = Pace(), Progress(1000, done=500, unchanged=500)
+    assert pace.told(made, 1.0) == ""  # 500 in a second, none of them embedded
+    made.done, made.embedded = 501, 1
+    assert pace.told(made, 2.0) == ""
+    made.done, made.embedded = 601, 101
+    assert pace.told(made, 12.0) == "10.1/s, 0:00:40 left"  # 399 at 101 in 10 s
+    made.total = None
+    made.failures.append(("a", "b"))
+    assert pace.told(made, 12.0) == "10.1/s, 1 unreadable"
+
+
 def test_a_picture_in_colour_is_found_by_itself(tmp_path: Path, sealed: Path, edgeclip: Edgeclip) -> None:
     for seed in range(6):
         (tmp_path / "p").mkdir(exist_ok=True)
