@@ -11,6 +11,8 @@ import pytest
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import dedupe
 from edgeclip.runtime.index.dedupe import find_duplicates, find_identical, suggest_threshold
+from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.types import IndexSettings, Origin
 from tests.index.groups import Compared, copies, unit
 from tests.mutants import broken
 from tests.vectors import clip_like
@@ -84,6 +86,36 @@ def test_the_rule_says_which_is_kept(keep: str, kept: int) -> None:
     (group,) = find_duplicates(rows, 1, keep=keep).groups
     assert group.kept.key == f"item {kept}"
     assert len(group.copies) == 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        IndexSettings(),
+        IndexSettings(precision="int8"),
+        IndexSettings(precision="bits"),
+        IndexSettings(exact_below=0),
+        IndexSettings(flush_at=100),
+    ],
+    ids=["fp16", "int8", "bits", "graph", "segments"],
+)
+def test_copies_in_an_index_go_in_one_step(settings: IndexSettings, tmp_path: Path) -> None:
+    originals = unit(np.random.default_rng(0).normal(size=(300, 64)))
+    vectors = np.concatenate([originals, copies(originals[:30], 2, 0.1)])
+    with Index.create(tmp_path / "made.index", Origin("1" * 64, "a", 64), settings=settings) as index:
+        for start in range(0, 360, 90):
+            index.add(vectors[start : start + 90], [f"{i}" for i in range(start, start + 90)])
+        index.flush()
+        index.remove(["299"])
+        found = find_duplicates(index, 0.9)
+        assert {(group.kept.key, len(group.copies)) for group in found.groups} == {
+            (f"{i}", 2) for i in range(30)
+        }
+        assert found.remove_from(index) == 60
+        assert sorted(map(int, index.keys())) == list(range(299))
+        assert not find_duplicates(index, 0.9).groups
+    with Index.open(tmp_path / "made.index") as again:
+        assert len(again) == 299
 
 
 def test_threshold_one_takes_equal_vectors_only() -> None:
