@@ -9,6 +9,7 @@ Source: Conti et al. 2023, Vocabulary-free Image Classification (CaSED), arXiv:2
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -92,7 +93,7 @@ def classify_freely_each(
         templates: prompts with a {} for a candidate; None: the bundle's own. The bare word unless told, as published.
         top_k, threshold: as of `Model.classify`.
     Raises:
-        InputError: settings out of range, an index that is empty or of another model.
+        InputError: settings out of range, an index that is empty, holds no captions or is of another model.
     """
     check_model(captions.path, captions.origin, model)
     check_choice(top_k, threshold)
@@ -131,7 +132,9 @@ def _each(
             yield image
             continue
         found = captions.search_many(image[None], nearest)[0]
-        pack = _candidates(model, [_caption(hit) for hit in found], tagger, vocabulary, templates)
+        pack = _candidates(
+            model, [_caption(hit, captions.path) for hit in found], tagger, vocabulary, templates
+        )
         scores = free_scores(
             image,
             captions.vectors([hit.key for hit in found]),
@@ -178,5 +181,12 @@ def _candidates(
     return LabelPack(tuple(known), vocabulary.templates, rows, vocabulary.model_id, vocabulary.variant)
 
 
-def _caption(hit: Hit) -> str:
-    return str(hit.record.get("caption") or hit.key)
+def _caption(hit: Hit, index: Path) -> str:
+    caption = hit.record.get("caption")
+    if isinstance(caption, str) and caption:
+        return caption
+    if "path" in hit.record:
+        raise InputError(
+            f"{index}: holds pictures without captions, such as {hit.key!r}. Build one from texts with `edgeclip index build --captions`."
+        )
+    return hit.key

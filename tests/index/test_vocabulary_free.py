@@ -12,6 +12,7 @@ import edgeclip
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import vocabulary_free
 from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.types import Origin
 from edgeclip.runtime.index.vocabulary_free import classify_freely, classify_freely_each, free_scores
 from edgeclip.runtime.index.words import candidates, singular, words_of
 from edgeclip.runtime.model import Model
@@ -189,7 +190,11 @@ def test_refusals(model: Model, captions: Index, tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"holds no captions. Build it from texts"),
     ):
         classify_freely(model, PICTURES / "cat.png", empty)
-    origin = edgeclip.runtime.index.types.Origin("2" * 64, "another", 192)
+    with Index.create(tmp_path / "pictures.index", model) as pictures:
+        pictures.add_images([PICTURES / "cat.png"])
+        with pytest.raises(InputError, match=r"holds pictures without captions, such as .*cat\.png"):
+            classify_freely(model, PICTURES / "cat.png", pictures)
+    origin = Origin("2" * 64, "another", 192)
     with (
         Index.create(tmp_path / "other.index", origin) as other,
         pytest.raises(InputError, match=r"holds vectors of another"),
