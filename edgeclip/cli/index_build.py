@@ -51,6 +51,9 @@ def _source_options(command: F) -> F:
         click.option("--prune", is_flag=True, help="Remove what came from this source and is not there any more."),
         click.option("--root", type=click.Path(path_type=Path), metavar="FOLDER",
             help="Name pictures by their path below this folder. Default: the folder given, or the one a file lies in."),
+        click.option("--kind", type=click.Choice(["parquet", "csv", "jsonl", "webdataset", "captions", "folder"]),
+            help="What the source is, where its name does not tell."),
+        click.option("--new-only", is_flag=True, help="Do not look again at pictures that are there, whether they changed or not."),
         click.option("--trust", is_flag=True,
             help="Take ready-made vectors for the bundle's own, whatever their file says."),
         click.option("--ray-gpus", type=click.FloatRange(min=0), default=0, show_default=True, help="GPUs of one of Ray's workers."),
@@ -128,16 +131,17 @@ def add(index: str, source: tuple[str, ...], **options: Any) -> int:
 
 
 def _run(
-    source: Sequence[str], place: Path, run: Callable[..., BuildReport], *, root: Path | None, boxes_file: Path | None,
-    ray: str | None, ray_cpus: int, ray_gpus: float, trust: bool, as_json: bool, strict: bool, bundle: str, engine: Any, threads: int | None, variants: tuple[str, ...], **how: Any,
+    source: Sequence[str], place: Path, run: Callable[..., BuildReport], *, root: Path | None, kind: str | None,
+    new_only: bool, boxes_file: Path | None, ray: str | None, ray_cpus: int, ray_gpus: float, trust: bool, as_json: bool,
+    strict: bool, bundle: str, engine: Any, threads: int | None, variants: tuple[str, ...], **how: Any,
 ) -> int:  # fmt: skip
     import edgeclip
     from edgeclip.runtime.index.build_words import BuildSettings
     from edgeclip.runtime.index.index import Index
     from edgeclip.runtime.index.sources import open_source
 
-    settings = BuildSettings(boxes=_boxes(boxes_file), trust=trust, **how)
-    opened = open_source(source[0] if len(source) == 1 else source, root)
+    settings = BuildSettings(boxes=_boxes(boxes_file), update=not new_only, trust=trust, **how)
+    opened = open_source(source[0] if len(source) == 1 else source, root, kind)
     where: Any = nullcontext()
     if ray is not None and not opened.has_vectors:
         from edgeclip.runtime.index.away.ray_build import RayOptions, Spread, cluster

@@ -89,7 +89,7 @@ def fill(
     begun = time.perf_counter()
     build.run(source)
     if how.prune:
-        build.prune(source.names)
+        build.prune(source)
     seconds = time.perf_counter() - begun
     index.flush()
     made = build.progress
@@ -129,20 +129,18 @@ class _Build:
             self._write()
             raise
 
-    def prune(self, names: Sequence[str]) -> None:
+    def prune(self, source: Source) -> None:
         """Remove what came from the source in the same way and is not there any more."""
         if self._partly:
             self._fail("--prune", "nothing was removed, since the source could not be read to its end.")
             return
-        sources = set(names)
-        mine = (
-            (item, self._way.entry_of(item))
+        came = (
+            (item.key, self._way.entry_of(item))
             for _, item in self._index.items()
-            if item.record.get("source") in sources
+            if source.covers(item.record)
         )
-        self.progress.removed += self._index.remove(
-            [item.key for item, key in mine if key is not None and key not in self._seen]
-        )
+        gone = [name for name, key in came if key is not None and key not in self._seen]
+        self.progress.removed += self._index.remove(gone)
 
     def _wanted(self, entries: Iterator[Entry | Unreadable]) -> Iterator[Entry]:
         """The entries that have to be embedded; the others are dealt with here."""

@@ -184,6 +184,19 @@ def test_prune_removes_what_is_gone_from_this_source_only(photos: Path, tmp_path
     assert sorted(stored(place)) == ["a.png", "b.png", "below/d.png", "e.png", "z.png"]
 
 
+def test_prune_stays_within_the_folders_that_were_given(photos: Path, tmp_path: Path, model: Model) -> None:
+    place, how = tmp_path / "i", BuildSettings(prune=True)
+    build_index(photos, place, model)
+    for name in ("a.png", "below/c.png"):
+        (photos / name).unlink()
+    save(photos / "below/new.png", 7)
+    report = build_index(open_source(photos / "below", root=photos), place, model, how=how)
+    assert counts(report) == (1, 0, 1, 1, 0, 1)
+    assert sorted(stored(place)) == ["a.png", "b.png", "below/d.png", "below/new.png", "e.png"]
+    assert counts(build_index(open_source([photos / "b.png"]), place, model, how=how)) == (0, 0, 1, 0, 0, 0)
+    assert build_index(photos, place, model, how=how).removed == 1
+
+
 def test_nothing_is_pruned_by_a_source_that_was_not_read_to_its_end(tmp_path: Path, model: Model) -> None:
     place = tmp_path / "i"
     path = shard(tmp_path / "s.tar", {f"{n}.png": save(tmp_path / "x.png", n).read_bytes() for n in range(3)})

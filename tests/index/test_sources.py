@@ -155,6 +155,21 @@ def test_patterns_and_folders_of_shards(tmp_path: Path) -> None:
         open_source(tmp_path / "z.tar.gz")
 
 
+def test_a_folder_of_pictures_and_shards_is_asked_about(tmp_path: Path) -> None:
+    shard(tmp_path / "s.tar", {"a.jpg": "1"})
+    write(tmp_path, {"below/x.jpg": "x", ".y.jpg": "y"})
+    assert list(entries(tmp_path)) == ["s.tar/a"]
+    write(tmp_path, {"y.jpg": "y"})
+    with pytest.raises(
+        InputError, match=r"holds what webdataset and folder read\. Say which is meant with --kind"
+    ):
+        open_source(tmp_path)
+    assert [one.key for one in open_source(tmp_path, kind="folder")] == ["y.jpg", "below/x.jpg"]
+    assert [one.key for one in open_source(tmp_path, kind="webdataset")] == ["s.tar/a"]
+    with pytest.raises(InputError, match=r"kind 'zip': unknown\. Choose from parquet, csv,"):
+        open_source(tmp_path, kind="zip")
+
+
 def cut_everywhere(tmp_path: Path) -> None:
     """A shard cut at every block and in between gives the first samples, byte for byte, and says that it was cut."""
     whole = shard(tmp_path / "s.tar", SAMPLES)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgeclip.errors import InputError
-from edgeclip.runtime.index.sources.entry import Entry, Unreadable
+from edgeclip.runtime.index.sources.entry import Entry, Unreadable, Whole
 from edgeclip.runtime.index.sources.folder import absolute
 from edgeclip.runtime.index.types import Origin
 
@@ -22,7 +22,7 @@ def open_source(location: str, root: str | os.PathLike[str] | None = None) -> Ca
     return Captions(absolute(location))
 
 
-class Captions:
+class Captions(Whole):
     """Lines that are not empty; a key is the line's number."""
 
     has_vectors = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeclip.errors import InputError
-from edgeclip.runtime.index.sources.entry import Entry, Unreadable
+from edgeclip.runtime.index.sources.entry import Entry, Unreadable, Whole
 from edgeclip.runtime.index.sources.folder import absolute
 from edgeclip.runtime.index.sources.rows import columns_of, merged, row_entry
 from edgeclip.runtime.index.types import Origin
@@ -40,7 +40,7 @@ def open_source(location: str, root: str | os.PathLike[str] | None = None) -> Ta
         ) from error
 
 
-class Table:
+class Table(Whole):
     """Rows held in memory, as CSV and JSON Lines give them."""
 
     origin: Origin | None = None

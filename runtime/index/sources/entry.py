@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -62,6 +62,16 @@ class Entry:
         """All of them."""
         one = self.record.get("caption")
         return list(self.record.get("captions") or ([one] if one else []))
+
+
+class Whole:
+    """Sources that have all that they ever gave, unless it is gone."""
+
+    names: Sequence[str]
+
+    def covers(self, record: Mapping[str, Any]) -> bool:
+        """Whether an item with this record came from here."""
+        return record.get("source") in self.names
 
 
 @dataclass(frozen=True)

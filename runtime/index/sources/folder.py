@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,16 @@ class Pictures:
     def count(self) -> int:
         """How many pictures there are now."""
         return sum(1 for found in self._paths() if not isinstance(found, Unreadable))
+
+    def covers(self, record: Mapping[str, Any]) -> bool:
+        """Whether an item with this record is one of the pictures given, or lies in one of the folders."""
+        source, name = record.get("source"), record.get("path")
+        if not isinstance(source, str) or not isinstance(name, str):
+            return False
+        path = Path(source, name)
+        return any(
+            str(base) == source and (place == path or place in path.parents) for place, base in self._places
+        )
 
     def __iter__(self) -> Iterator[Entry | Unreadable]:
         for found in self._paths():

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeclip.errors import InputError, MissingExtraError
 from edgeclip.runtime.index.away.parquet import ParquetVectors
-from edgeclip.runtime.index.sources.entry import Entry, Unreadable
+from edgeclip.runtime.index.sources.entry import Entry, Unreadable, Whole
 from edgeclip.runtime.index.sources.folder import absolute
 from edgeclip.runtime.index.sources.rows import columns_of, row_entry
 from edgeclip.runtime.index.types import Origin
@@ -39,7 +39,7 @@ def open_source(location: str, root: str | os.PathLike[str] | None = None) -> Ta
     return Vectors(location, paths) if with_vectors == {True} else Tables(files, columns)
 
 
-class Vectors:
+class Vectors(Whole):
     """Tables of ready-made vectors."""
 
     has_vectors = True
@@ -66,7 +66,7 @@ class Vectors:
                 yield Unreadable(table.path.name, str(error), partly=True)
 
 
-class Tables:
+class Tables(Whole):
     """Tables of pictures or captions, read in turn."""
 
     has_vectors = False

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from edgeclip.errors import InputError
 from edgeclip.files import PICTURE_SUFFIXES
 from edgeclip.runtime.images.decode import DecodeLimits
-from edgeclip.runtime.index.sources.entry import Entry, Unreadable, caption_facts, check_key, digest
+from edgeclip.runtime.index.sources.entry import Entry, Unreadable, Whole, caption_facts, check_key, digest
 from edgeclip.runtime.index.sources.folder import absolute, fields_of
 from edgeclip.runtime.index.types import Origin
 
@@ -67,7 +67,7 @@ def _braces(pattern: str) -> Iterator[str]:
         yield from _braces(pattern[: span.start()] + str(number).zfill(len(first)) + pattern[span.end() :])
 
 
-class Shards:
+class Shards(Whole):
     """Tar files, read in turn."""
 
     has_vectors = False
