@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   edgeclip index link shop.index catalogue.index --threshold 0.13               each of shop's to the nearest of the catalogue
-  edgeclip index link shop.index --threshold 0.2 --weight 0.6 --text-field ocr  which of shop's are the same thing
+  edgeclip index link shop.index --threshold 0.2 --weight 0.6 --text-field ocr   which of shop's are the same thing
   edgeclip index link shop.index catalogue.index --tune labelled.jsonl          learn weight and threshold, keep them beside the index
   edgeclip index link shop.index catalogue.index -o pairs.jsonl                 by what was learnt
 
