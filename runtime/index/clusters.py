@@ -66,7 +66,8 @@ def cluster(
     Raises:
         InputError: k below 1 or above the number of items.
     """
-    ids = np.sort(rows.ids_where(None))
+    rows = rows.pinned()
+    ids = rows.ids_where(None)
     if not 1 <= k <= len(ids):
         raise InputError(f"k: expected 1 to {len(ids)}, the number of items, got {k}.")
     random = np.random.default_rng(seed)
@@ -91,6 +92,7 @@ def cluster_by_threshold(
     """
     if least < 1:
         raise InputError(f"least: expected 1 or more, got {least}.")
+    rows = rows.pinned()
     found = join_near(rows, threshold, exact=exact, progress=progress)
     labels = np.full(len(found.ids), -1, np.int64)
     groups = found.groups(least)

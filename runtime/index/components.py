@@ -25,8 +25,11 @@ CELLS = 1 << 22  # answers of one search: 48 MB of ids and cosines
 class Rows(Protocol):
     """What is grouped: an `Index`, or vectors in memory."""
 
+    def pinned(self) -> Rows:
+        """What is there now, whatever a writer does meanwhile."""
+
     def ids_where(self, where: None) -> Numbers:
-        """Ids of all."""
+        """Ids of all, ascending."""
 
     def batches(self, size: int = 4096) -> Iterator[tuple[Numbers, Vectors, list[Item]]]:
         """All as ids, unit vectors, items."""
@@ -96,12 +99,11 @@ def join_near(
     Raises:
         InputError: no cosine.
     """
-    least = check_threshold(threshold) - ROUNDING
-    ids = np.sort(rows.ids_where(None))
+    least, rows = check_threshold(threshold) - ROUNDING, rows.pinned()
+    ids = rows.ids_where(None)
     sets, seen = Sets(len(ids)), dict[bytes, int]()
     for numbers, vectors, _ in rows.batches():
-        places, known = _places(ids, numbers)
-        vectors = vectors[known]
+        places = np.searchsorted(ids, numbers)
         twins = np.array(
             [seen.setdefault(_digest(row), place) for row, place in zip(vectors, places.tolist(), strict=True)],
             np.int64,
@@ -129,18 +131,10 @@ def _near_pairs(
             near = (found >= 0) & (cosines >= least)
             full[some] = near[:, -1]
             asking, _ = np.nonzero(near)
-            answers, known = _places(ids, found[near])
-            yield places[some][asking[known]], answers
+            yield places[some][asking], np.searchsorted(ids, found[near])
         if k == len(ids):
             return
         k, places, vectors = min(4 * k, len(ids)), places[full], vectors[full]
-
-
-def _places(ids: Numbers, numbers: Numbers) -> tuple[Numbers, NDArray[np.bool_]]:
-    """Where those of the numbers that are there stand in `ids`, and which those are: an index may have grown in between."""
-    found = np.minimum(np.searchsorted(ids, numbers), len(ids) - 1)
-    known = ids[found] == numbers if len(ids) else np.zeros(len(numbers), bool)
-    return found[known], known
 
 
 def _digest(row: Vectors) -> bytes:
@@ -166,8 +160,12 @@ class InMemory:
     vectors: Vectors  # (N, D) unit rows
     items: Sequence[Item]
 
+    def pinned(self) -> InMemory:
+        """Itself."""
+        return self
+
     def ids_where(self, where: None) -> Numbers:
-        """Ids of all."""
+        """Ids of all, ascending."""
         return self.ids
 
     def batches(self, size: int = 4096) -> Iterator[tuple[Numbers, Vectors, list[Item]]]:

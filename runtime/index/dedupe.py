@@ -98,6 +98,7 @@ def suggest_threshold(rows: Rows, *, sample: int = SAMPLE, seed: int = 0) -> Sug
     Raises:
         InputError: fewer than two items.
     """
+    rows = rows.pinned()
     ids = rows.ids_where(None)
     if len(ids) < 2:
         raise InputError(f"dedupe: needs two items at least, the index holds {len(ids)}.")
@@ -145,6 +146,7 @@ def find_duplicates(
     Raises:
         InputError: an unknown rule, one whose field no item has, or no cosine.
     """
+    rows = rows.pinned()
     limit = suggest_threshold(rows).threshold if threshold is None else check_threshold(threshold)
     _check_rule(keep)
     parts = join_near(rows, limit, exact=exact, progress=progress)

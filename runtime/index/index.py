@@ -222,6 +222,10 @@ class Index:
         """All items as (n,) ids, (n, D) vectors and n items, in the order in which they were added."""
         return self._now().batches(size)
 
+    def pinned(self) -> View:
+        """What is there now: its `batches`, `search_ids` and `ids_where` agree with each other while somebody writes."""
+        return self._now()
+
     # --- changing
 
     def add(self, vectors: NDArray[Any], items: Sequence[Item | str | Mapping[str, Any]]) -> list[int]:
@@ -324,13 +328,7 @@ class Index:
 
     def ids_where(self, where: Where) -> Ids:
         """Ids of the items that meet a condition, ascending."""
-        return (
-            self._now().ids_where(_filter(where))
-            if where is not None
-            else np.concatenate(
-                [part.ids[part.living_rows()] for part in self._now().parts] or [np.empty(0, np.int64)]
-            )
-        )
+        return self._now().ids_where(None if where is None else _filter(where))
 
     def flush(self) -> None:
         """Write what the log holds as a segment, together with segments that are no larger."""

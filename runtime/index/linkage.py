@@ -194,6 +194,7 @@ def link(
         InputError: a threshold that is no distance.
     """
     Linkage(1, threshold)
+    left, right = left.pinned(), right.pinned()
     names: dict[int, Item] = {}
     for numbers, _, items in right.batches():
         names |= zip(numbers.tolist(), items, strict=True)
@@ -202,7 +203,7 @@ def link(
         for number, item, other, cosine in zip(
             numbers.tolist(), items, found[:, 0].tolist(), cosines[:, 0].tolist(), strict=True
         ):
-            near = other in names and cosine >= 1 - threshold - ROUNDING
+            near = other >= 0 and cosine >= 1 - threshold - ROUNDING
             target = Hit(names[other].key, min(cosine, 1), other, names[other].record) if near else None
             yield Link(Hit(item.key, 1.0, number, item.record), target)
         if progress:

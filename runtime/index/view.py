@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,15 @@ class View:
         numbers, rows, cosines = (np.take_along_axis(each, best, axis=1) for each in (numbers, rows, cosines))
         return numbers, rows, cosines
 
+    def pinned(self) -> View:
+        """Itself, as `Index.pinned` gives it."""
+        return self
+
+    def search_ids(self, queries: NDArray[Any], k: int = 10, *, exact: bool = False) -> tuple[Ids, Vectors]:
+        """(Q, k) ids, -1 where there are fewer, and cosines, best first."""
+        part, row, scores = self.search(np.asarray(queries, np.float32), k, exact=exact)
+        return self.ids(part, row), scores
+
     def ids(self, part: Rows, row: Rows) -> Ids:
         """The ids at these places, -1 where there are none."""
         found = np.full(part.shape, -1, np.int64)
@@ -154,15 +163,17 @@ class View:
             found += part.ids[rows if part.living is None else rows[part.living[rows]]].tolist()
         return found
 
-    def ids_where(self, where: Filter) -> Ids:
-        """Ids of the living that meet a condition, ascending."""
+    def ids_where(self, where: Filter | None) -> Ids:
+        """Ids of the living that meet a condition, ascending; None: of all."""
         found = [np.empty(0, np.int64)]
         for part in self.parts:
-            fits = part.records.where(where)
+            fits = np.ones(len(part.ids), np.bool_) if where is None else part.records.where(where)
             found.append(part.ids[fits if part.living is None else fits & part.living])
         return np.sort(np.concatenate(found))
 
-    def batches(self, size: int, *, with_vectors: bool = True) -> Iterator[tuple[Ids, Vectors, list[Item]]]:
+    def batches(
+        self, size: int = 4096, *, with_vectors: bool = True
+    ) -> Iterator[tuple[Ids, Vectors, list[Item]]]:
         """All the living in the order of their ids, (0, 0) in place of vectors that nobody wants."""
         order = sorted((int(part.ids[0]), number) for number, part in enumerate(self.parts) if len(part.ids))
         for _, number in order:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import components
 from edgeclip.runtime.index.components import Sets, collect, join_near
+from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.types import Origin
 from tests.index.groups import Compared, copies
 from tests.mutants import broken
 from tests.vectors import clip_like
@@ -105,12 +110,33 @@ def test_the_largest_group_comes_first_then_the_oldest() -> None:
     assert [group.tolist() for group in join_near(rows, 0.5).groups(least=1)][-1] == [2]
 
 
-def test_items_that_came_in_between_are_passed_over() -> None:
-    rows = Compared(np.repeat(np.eye(3), 2, axis=0))
-    fewer = rows.ids[:4]
-    rows.ids_where = lambda where: fewer  # type: ignore[method-assign]
-    found = join_near(rows, 0.9)
-    assert found.labels.tolist() == [0, 0, 2, 2]
+def test_what_a_writer_does_meanwhile_changes_nothing(tmp_path: Path) -> None:
+    vectors = copies(clip_like(20, 16), 3, 0.02)
+    names = [f"{i}" for i in range(60)]
+    with Index.create(tmp_path / "made.index", Origin("1" * 64, "a", 16)) as writer:
+        writer.add(vectors[:30], names[:30])
+        writer.flush()
+        writer.add(vectors[30:], names[30:])
+        with Index.open(tmp_path / "made.index") as reader:
+            expected = join_near(reader, 0.95)
+            pinned = reader.pinned()
+            steps: Iterator[Callable[[], object]] = iter(
+                [
+                    lambda: writer.remove(names[:40]),
+                    writer.optimize,
+                    lambda: writer.add(vectors[:20], names[:20]),
+                ]
+            )
+
+            def meanwhile(more: int) -> None:
+                for step in steps:
+                    step()
+
+            found = join_near(pinned, 0.95, progress=meanwhile)
+            assert (found.ids == expected.ids).all()
+            assert (found.labels == expected.labels).all()
+            assert len(collect(pinned, expected.ids)[1]) == 60
+            assert len(join_near(reader, 0.95).ids) == 40
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -151,8 +177,8 @@ def test_sets_join_many_pairs_at_once() -> None:
         ("full[some] = near[:, -1]", "full[some] = False"),  # 16 neighbours are all that is asked for
         ("(cosines >= least)", "(cosines >= least + 0.02)"),
         (
-            "yield places[some][asking[known]], answers",
-            "yield places[asking[known]], answers",
+            "yield places[some][asking], np",
+            "yield places[asking], np",
         ),  # of the first part
     ],
 )
