@@ -105,7 +105,7 @@ def _to_qdrant(
 
 
 @click.command("import", epilog=IMPORT_EXAMPLES)
-@click.argument("source", metavar="FILE|qdrant:PLACE")
+@click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the index.")
 @click.option(
     "-b",
@@ -123,7 +123,9 @@ def _to_qdrant(
 def import_(
     source: str, output: Path, bundle: str | None, precision: str | None, overwrite: bool, allow_pickle: bool, as_json: bool
 ) -> int:  # fmt: skip
-    """Make an index of vectors that are there: of Parquet, .fbin, .f16bin, .i8bin, or Qdrant.
+    """Make an index of vectors that are there.
+
+    SOURCE is a .parquet, .fbin, .f16bin or .i8bin, or qdrant:PLACE.
 
     The index appears when it is whole. Keys and records are kept, ids are given anew.
     """

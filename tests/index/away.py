@@ -52,7 +52,7 @@ def records(count: int) -> list[Item]:
             record |= {
                 "mixed": "text" if i % 8 else i,
                 "none": None,
-                "huge": 10**30,
+                "huge": 2**60,
                 "id": i,
                 "record": "mine",
             }

@@ -14,8 +14,9 @@ import pytest
 from edgeclip.errors import InputError
 from edgeclip.runtime.index.away import fbin
 from edgeclip.runtime.index.away.files import export_file, open_file
-from edgeclip.runtime.index.types import Item
-from tests.index.away import ORIGIN, InMemory, records, small
+from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.types import Item, Origin
+from tests.index.away import ORIGIN, InMemory, small
 from tests.mutants import broken
 from tests.vectors import clip_like
 
@@ -65,19 +66,21 @@ def test_faiss_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "path", [*sys.path, str(PEERS)])
     import faiss
 
-    rows = clip_like(500, 32)
-    index = InMemory(rows, records(500), origin=type(ORIGIN)("cd" * 32, "toy", 32))
-    export_file(index, tmp_path / "pets.fbin")
-    read = np.memmap(tmp_path / "pets.fbin", np.float32, "r", 8).reshape(-1, 32)  # as the docstring says
-    ids = np.fromfile(tmp_path / "pets.ids.i64bin", np.int64, offset=8)
+    rows, path = clip_like(500, 32), tmp_path / "pets.fbin"
+    with Index.create(tmp_path / "pets.index", Origin("cd" * 32, "toy", 32)) as index:
+        index.add(rows, [f"p/{i}.jpg" for i in range(500)])
+        index.flush()
+        index.add(clip_like(30, 32, seed=1), [f"later {i}" for i in range(30)])  # these are in the log
+        index.remove(["p/7.jpg", "later 3"])
+        assert export_file(index, path) == 528
+        queries = clip_like(20, 32, "text")
+        wanted = index.search_many(queries, 5, exact=True)
+    read = np.memmap(path, np.float32, "r", 8).reshape(-1, 32)  # as the docstring says
     found = faiss.IndexIDMap(faiss.IndexFlatIP(32))
-    found.add_with_ids(read, ids)
-    queries = clip_like(20, 32, "text")
-    scores, got = found.search(queries, 5)
-    cosines = queries @ rows.T
-    wanted = np.argsort(-cosines, axis=1, kind="stable")[:, :5]
-    np.testing.assert_array_equal(got, index.ids[wanted])
-    np.testing.assert_allclose(scores, np.take_along_axis(cosines, wanted, 1), atol=1e-6)
+    found.add_with_ids(read, np.fromfile(tmp_path / "pets.ids.i64bin", np.int64, offset=8))
+    scores, ids = found.search(queries, 5)
+    assert ids.tolist() == [[hit.id for hit in hits] for hits in wanted]
+    np.testing.assert_allclose(scores, [[hit.score for hit in hits] for hits in wanted], atol=1e-5)
 
 
 def test_vectors_alone(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_pyarrow_and_pandas_see(tmp_path: Path) -> None:
         "path": pa.string(),
     }
     assert {name: table.schema.field(name).type for name in kinds} == kinds
-    assert not {"tags", "exif", "none", "huge"} & set(table.schema.names)
+    assert not {"tags", "exif", "none"} & set(table.schema.names)
     assert table.schema.metadata[b"edgeclip.model_id"] == b"ab" * 32
     assert table.schema.metadata[b"edgeclip.precision"] == b"fp16"
     frame = table.to_pandas()

@@ -130,6 +130,17 @@ def test_a_worker_that_dies_is_one_line(
         build_with_ray(photos, tmp_path / "ray.index", "nano")
 
 
+def test_a_bundle_that_workers_do_not_have(
+    photos: Path, tmp_path: Path, stand_in: list[dict[str, Any]]
+) -> None:
+    how = BuildSettings(elsewhere=ray_build.Spread(str(tmp_path / "nowhere")))
+    with (
+        edgeclip.load("nano") as model,
+        pytest.raises(EngineError, match=r"^Ray: a worker: .*nowhere: no such bundle"),
+    ):
+        build_index(photos, tmp_path / "no.index", model, how=how)
+
+
 def test_sizes() -> None:
     def nodes(*cpus: float) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": {"CPU": one}} for one in cpus]
@@ -158,6 +169,8 @@ def test_the_comparison_sees(
 def test_ray_itself(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray_build, "SENT", 3)  # several rows, so that they may come in disorder
+    for name, value in ray_build._ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     try:
         ray.init(
             "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20
@@ -166,7 +179,10 @@ def test_ray_itself(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert ray.is_initialized()  # what the caller started stays
         spread = ray_build.Spread(str(tmp_path / "nowhere"), {}, RayOptions(cpus=1))
         how = BuildSettings(elsewhere=spread)
-        with edgeclip.load("nano") as model, pytest.raises(EngineError, match=r"^Ray: .*nowhere"):
+        with (
+            edgeclip.load("nano") as model,
+            pytest.raises(EngineError, match=r"^Ray: a worker: .*nowhere: no such bundle"),
+        ):
             build_index(photos, tmp_path / "no.index", model, how=how)
     finally:
         ray.shutdown()

@@ -10,24 +10,24 @@ machines share; pictures inside shards and tables are sent.
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import logging
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, cast
 
 from edgeclip.errors import EdgeClipError, EngineError, InputError, MissingExtraError
 from edgeclip.runtime.index.build import build_index
 from edgeclip.runtime.index.build_words import BuildReport, BuildSettings, Progress
-from edgeclip.runtime.index.sources.entry import Entry, Unreadable
-from edgeclip.runtime.index.types import IndexSettings, Item
-from edgeclip.runtime.index.ways import Entries, Made, Way
-
-if TYPE_CHECKING:
-    from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.sources.entry import Entry
+from edgeclip.runtime.index.types import IndexSettings
+from edgeclip.runtime.index.ways import Made, Way
 
 SENT = 32  # entries in one row of the data set: some four batches of a worker
 WAVE_ENTRIES, WAVE_BYTES = 100_000, 512 << 20  # of one data set; starting its workers takes seconds
@@ -101,9 +101,14 @@ class Spread:
     opening: dict[str, Any] = field(default_factory=dict)
     options: RayOptions = field(default_factory=RayOptions)
 
+    @property
+    def place(self) -> str:
+        """The bundle, by a path that is the same wherever a worker stands."""
+        return str(Path(self.bundle).resolve()) if Path(self.bundle).exists() else self.bundle
+
     def __call__(self, way: Way) -> Way:
         """The same way, elsewhere."""
-        return OnRay(way, self)
+        return cast("Way", OnRay(way, self))
 
 
 class OnRay:
@@ -111,26 +116,10 @@ class OnRay:
 
     def __init__(self, way: Way, spread: Spread) -> None:
         self._way, self._spread = way, spread
+        self._sent = _without_model(way)  # now: later it holds what it knows of the whole index
 
-    def entries(self, entries: Entries) -> Iterator[Entry | Unreadable]:
-        """As the way."""
-        return self._way.entries(entries)
-
-    def held(self, index: Index, entries: Sequence[Entry]) -> dict[str, list[Item]]:
-        """As the way."""
-        return self._way.held(index, entries)
-
-    def same(self, index: Index, entry: Entry, held: Sequence[Item]) -> bool:
-        """As the way."""
-        return self._way.same(index, entry, held)
-
-    def again(self, entry: Entry, held: Sequence[Item]) -> list[Item]:
-        """As the way."""
-        return self._way.again(entry, held)
-
-    def entry_of(self, item: Item) -> str | None:
-        """As the way."""
-        return self._way.entry_of(item)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._way, name)
 
     def make(self, entries: Iterator[Entry]) -> Iterator[Made | EdgeClipError]:
         """In order, as the workers finish. Raises EngineError where one cannot start or dies."""
@@ -150,11 +139,7 @@ class OnRay:
         rows = ray.data.from_items(wave, override_num_blocks=min(len(wave), MOST_BLOCKS))
         made = rows.map_batches(
             _Worker,
-            fn_constructor_args=(
-                _without_model(self._way),
-                self._spread.bundle,
-                {**self._spread.opening, "threads": cpus},
-            ),
+            fn_constructor_args=(self._sent, self._spread.place, {**self._spread.opening, "threads": cpus}),
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=min(size, len(wave))),
@@ -166,22 +151,32 @@ class OnRay:
         for row in made.iter_rows():
             early[row["number"]] = row["made"]
             while turn in early:
-                yield from pickle.loads(early.pop(turn))  # what our own worker wrote
+                found = pickle.loads(early.pop(turn))  # what our own worker wrote
+                if isinstance(found, EdgeClipError):
+                    raise EngineError(f"Ray: a worker: {found}") from found
+                yield from found
                 turn += 1
 
 
 class _Worker:
-    """One process that embeds; it opens the bundle once."""
+    """One process that embeds; it opens the bundle once. What it cannot do it answers, since Ray would try again and again."""
 
     def __init__(self, way: Any, bundle: str, opening: dict[str, Any]) -> None:
-        from edgeclip.runtime.model import load
-
-        self._way = way
-        self._way._model = load(bundle, **opening)
+        self._way, self._bundle, self._opening = way, bundle, opening
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        entries = pickle.loads(batch["entries"][0])
-        return {"number": batch["number"], "made": [pickle.dumps(list(self._way.make(iter(entries))))]}
+        try:
+            answer: Any = self._made(pickle.loads(batch["entries"][0]))
+        except EdgeClipError as error:
+            answer = error
+        return {"number": batch["number"], "made": [pickle.dumps(answer)]}
+
+    def _made(self, entries: list[Entry]) -> list[Made | EdgeClipError]:
+        if self._way._model is None:
+            from edgeclip.runtime.model import load
+
+            self._way._model = load(self._bundle, **self._opening)
+        return list(self._way.make(iter(entries)))
 
 
 def _without_model(way: Any) -> Any:
@@ -236,18 +231,26 @@ def cluster(options: RayOptions) -> Iterator[None]:
         raise MissingExtraError("Ray: ray is not installed. pip install 'edgeclip[ray]'") from error
     ours = not ray.is_initialized()
     if ours:
-        for name in ("ray", "ray.data"):  # a report on stderr every few seconds
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in (
+            "ray",
+            "ray.data",
+        ):  # a report on stderr every few seconds, and pages of what is told in one line here
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         local: dict[str, Any] = {} if options.address else {"include_dashboard": False}
         try:
-            ray.init(options.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+            ray.init(options.address or "local", logging_level=logging.CRITICAL, log_to_driver=False, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise EngineError(f"Ray: {options.address or 'this machine'}: {_told(error)}") from error
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
         yield
+    except BaseException as error:
+        # what was interrupted ends while Ray is there: later its destructor would start another one
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()
         context.enable_progress_bars = bars
         if ours:
             ray.shutdown()
