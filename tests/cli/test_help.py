@@ -59,8 +59,8 @@ def test_examples_are_command_lines_that_parse() -> None:
             arguments = shlex.split(typed)[1:]
             depth = 2 if arguments[0] in ("labels", "evaluate", "index") else 1
             # an existing file or folder stands for the one in the example
-            there = {"labels": __file__, "index": str(Path(__file__).parent)}
-            arguments = [there.get(a.rpartition(".")[2], a) for a in arguments]
+            there = {".labels": __file__, ".index": str(Path(__file__).parent)}
+            arguments = [there.get(Path(a).suffix, a) for a in arguments]
             command_of(arguments[:depth]).make_context("edgeclip", arguments[depth:])
 
 
