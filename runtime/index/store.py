@@ -37,6 +37,7 @@ from edgeclip.errors import InputError
 from edgeclip.runtime import fork
 from edgeclip.runtime.index import log
 from edgeclip.runtime.index.disk import Disk
+from edgeclip.runtime.index.item_check import check_item
 from edgeclip.runtime.index.lock import NAME as LOCK
 from edgeclip.runtime.index.lock import WriteLock
 from edgeclip.runtime.index.manifest import IDS, NAME, FileEntry, Manifest, SegmentEntry
@@ -50,7 +51,6 @@ from edgeclip.runtime.index.publish import (
     publish,
     writing,
 )
-from edgeclip.runtime.index.records import check_item
 from edgeclip.runtime.index.snapshot import Ids, Tail, begin, load, read_ids, segment_path
 from edgeclip.runtime.index.types import IndexSettings, Item, Origin
 from edgeclip.runtime.index.verify import find_problems
@@ -445,7 +445,7 @@ class Store:
                     self._disk.unlink(path)
             for path in (self.path / "segments").iterdir():
                 if path.name not in segments:
-                    self._disk.remove_tree(path)
+                    self._disk.remove(path)
         except OSError as error:
             logger.warning("%s: an old file stays (%s)", self.path, error)
 

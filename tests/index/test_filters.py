@@ -38,6 +38,7 @@ def differences(
 ) -> Iterator[str]:
     """Conditions on which disk, memory and plain Python do not agree."""
     (items, disk, memory), chance = stores, random.Random(seed)
+    disk._masks, memory._masks = records._Masks(), records._Masks()  # no answer of a run before
     for _ in range(rounds):
         condition = random_condition(chance, depth=2)
         text = as_text(condition, chance)

@@ -17,7 +17,8 @@ import pytest
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import records
 from edgeclip.runtime.index.filters import parse_filter
-from edgeclip.runtime.index.records import Records, TailRecords, check_item, write_records
+from edgeclip.runtime.index.item_check import check_item
+from edgeclip.runtime.index.records import Records, TailRecords, write_records
 from edgeclip.runtime.index.types import Item
 from tests.mutants import broken
 
@@ -121,6 +122,27 @@ def test_in_memory_it_is_the_same_and_grows() -> None:
     assert tail.items(np.array([3, 0])) == [items[3], items[0]]
     assert list(tail.keys()) == ["a", "b", "a", "x"]
     assert len(tail) == 4
+
+
+def test_a_filter_that_is_asked_again_is_not_read_again(
+    segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, items = Records.open(segment), [Item("a", {"x": True}), Item("b", {"x": 1})]
+    tail = TailRecords(items)
+    first = held.where(parse_filter("size > 1"))
+    assert held.where(parse_filter("size > 1")) is first
+    assert not first.flags.writeable
+    # Python takes True for 1, and a filter does not
+    assert [tail.where(parse_filter(f"x = {value}")).tolist() for value in ("true", "1", "true")] == [
+        [True, False],
+        [False, True],
+        [True, False],
+    ]
+    items.append(Item("c", {"x": True}))
+    assert tail.where(parse_filter("x = true")).tolist() == [True, False, True]
+    for n in range(3 * records.KEPT):
+        held.where(parse_filter(f"size = {n}"))
+    assert len(held._masks._held) == records.KEPT
 
 
 def _truncated(path: Path) -> None:
