@@ -60,13 +60,13 @@ class Disk:
         """Remove an empty folder."""
         path.rmdir()
 
-    def remove_tree(self, path: Path) -> None:
-        """Remove a folder and all that lies in it; links are removed, not followed."""
+    def remove(self, path: Path) -> None:
+        """Remove a file, or a folder with all that lies in it; a link is removed, not followed."""
+        if path.is_symlink() or not path.is_dir():
+            self.unlink(path)
+            return
         for inner in list(path.iterdir()):
-            if inner.is_dir() and not inner.is_symlink():
-                self.remove_tree(inner)
-            else:
-                self.unlink(inner)
+            self.remove(inner)
         self.rmdir(path)
 
     @staticmethod

@@ -110,8 +110,10 @@ class Manifest:
         del data["format"], data["version"]
         try:
             found = from_json_value(cls, data, where)
-        except (BundleError, InputError) as error:
+        except BundleError as error:  # names the place
             raise InputError(f"{str(error).rstrip('.')}. {DAMAGED}") from error
+        except InputError as error:  # of IndexSettings
+            raise InputError(f"{where}: settings: {str(error).rstrip('.')}. {DAMAGED}") from error
         found._check(where)
         return found
 
