@@ -12,7 +12,7 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index.away import push as pushing
-from edgeclip.runtime.index.away import qdrant, qdrant_filters
+from edgeclip.runtime.index.away import qdrant_filters, qdrant_points
 from edgeclip.runtime.index.away.push import PushReport, push
 from edgeclip.runtime.index.away.qdrant import QdrantIndex
 from edgeclip.runtime.index.away.qdrant_client import (
@@ -22,6 +22,7 @@ from edgeclip.runtime.index.away.qdrant_client import (
     search_settings,
 )
 from edgeclip.runtime.index.filters import All, Compare, Filter, Not, Some
+from edgeclip.runtime.index.index import Index
 from edgeclip.runtime.index.types import Item, Origin
 from tests.index.away import ODD, ORIGIN, InMemory, small
 from tests.mutants import broken
@@ -186,14 +187,14 @@ def test_push_goes_on_and_prunes(monkeypatch: pytest.MonkeyPatch) -> None:
     with QdrantIndex.create(":memory:", ORIGIN) as there:
         with monkeypatch.context() as patch:
             calls = iter(range(100))
-            put = there.put
+            put = there.points.put
 
             def breaks(*arguments: Any) -> None:
                 if next(calls) == 3:
                     raise KeyboardInterrupt
                 put(*arguments)
 
-            patch.setattr(there, "put", breaks)
+            patch.setattr(there.points, "put", breaks)
             with pytest.raises(KeyboardInterrupt):
                 push(index, there)
         assert len(there) == 24
@@ -298,6 +299,68 @@ def test_a_server_that_is_not_there() -> None:
         QdrantIndex.create("qdrant:http://127.0.0.1:9/pets", ORIGIN)
 
 
+def test_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.index.qdrant_server import KEY, serve
+
+    index, query = small(), clip_like(1, 16, "text")[0]
+    with serve() as (address, asked):
+        target = f"qdrant:{address}/pets"
+        with pytest.raises(InputError, match=r"Qdrant: Unexpected Response: 401 .*Must provide an API key"):
+            QdrantIndex.open(target)
+        monkeypatch.setenv("QDRANT_API_KEY", KEY)
+        with QdrantIndex.ready(target, ORIGIN, options=QdrantOptions("binary", oversampling=10)) as there:
+            assert push(index, there) == PushReport(50, 0, 0)
+        with QdrantIndex.ready(target, ORIGIN) as there:
+            assert push(index, there, prune=True) == PushReport(0, 50, 0)
+            assert dict(there.items()) == dict(index.items())
+            where = qdrant_filters.parse_filter("size > 1010 and not caption ~ '3'")
+            hits = there.search(query, 7, where=where, threshold=-1, exact=True)
+            assert [(hit.key, hit.id) for hit in hits] == brute(index, query, 7, where)
+            assert there.add(clip_like(1, 16, seed=3), [ODD]) == [153]
+            assert there.remove([ODD]) == 1
+            assert len(there) == 49
+            np.testing.assert_allclose(next(there.batches(3))[1][0], index.vectors_[0], atol=1e-6)
+        with pytest.raises(InputError, match="was made with binary quantization, got int8"):
+            QdrantIndex.ready(target, ORIGIN, options=QdrantOptions("int8"))
+        with QdrantIndex.ready(target, ORIGIN, overwrite=True) as there:
+            assert len(there) == 0
+    made = next(body for method, path, body in asked if (method, path) == ("PUT", ""))
+    assert made["quantization_config"] == {"binary": {"always_ram": True}}
+    assert made["hnsw_config"] == {"m": 16, "ef_construct": 128}
+    searched = next(body for _, path, body in asked if path == "/points/query/batch")["searches"][0]
+    assert searched["params"] == {
+        "hnsw_ef": 64, "exact": True, "quantization": {"ignore": True, "rescore": True, "oversampling": 10.0},
+    }  # fmt: skip
+
+
+def test_the_same_as_an_index(tmp_path: Path) -> None:
+    rows = clip_like(300, 16)
+    items = [{"path": f"p/{i}.jpg", "size": i} for i in range(300)]
+    with (
+        Index.create(tmp_path / "pets.index", ORIGIN) as index,
+        QdrantIndex.create(":memory:", ORIGIN) as there,
+    ):
+        index.add(rows, items)
+        index.flush()
+        index.remove(["p/3.jpg"])
+        index.add(rows[5:6], [{"path": "p/5.jpg", "size": 1000}])
+        assert push(index, there) == PushReport(299, 0, 0)
+        for where in (None, "size > 100 and path ~ '1'", {"size": [7, 1000]}):
+            queries = clip_like(5, 16, "text", seed=2)
+            home, away = (
+                index.search_many(queries, 9, where=where),
+                there.search_many(queries, 9, where=where),
+            )
+            for ours, theirs in zip(home, away, strict=True):
+                assert [(hit.key, hit.id, hit.record) for hit in ours] == [
+                    (hit.key, hit.id, hit.record) for hit in theirs
+                ]
+                np.testing.assert_allclose(
+                    [hit.score for hit in ours], [hit.score for hit in theirs], atol=1e-5
+                )
+        assert dict(there.items()) == dict(index.items())
+
+
 def test_options_reach_the_client() -> None:
     server = parse_target("http://host:6333/pets")
     int8 = collection_settings(server, 16, QdrantOptions("int8", quantile=0.9))["quantization_config"].scalar
@@ -331,7 +394,7 @@ FAULTS = [
     (qdrant_filters, "_translate", "if exact and found is not None", "if found is not None"),
     (qdrant_filters, "_translate", "len(known) == len(parts)", "True"),
     (qdrant_filters, "_equal", "to_utf8(value) if isinstance(value, str) else value", "value"),
-    (qdrant, "_payload", "to_utf8(item.key)", "item.key"),
+    (qdrant_points, "_payload", "to_utf8(item.key)", "item.key"),
 ]
 
 

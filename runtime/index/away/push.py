@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeclip.errors import InputError
-from edgeclip.runtime.index.away.qdrant import SENT, QdrantIndex
+from edgeclip.runtime.index.away.qdrant import QdrantIndex
+from edgeclip.runtime.index.away.qdrant_points import SENT
 from edgeclip.runtime.index.away.vectors import AT_ONCE, known_origin
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def push(
     living: set[int] = set()
     for ids, vectors, items in index.batches(SENT):
         numbers = ids.tolist()
-        there = target.present(numbers)
+        there = target.points.present(numbers)
         for number, item in zip(numbers, items, strict=True):
             if there.get(number, item.key) != item.key:
                 raise InputError(
@@ -50,8 +51,8 @@ def push(
                 )
         missing = np.array([i for i, number in enumerate(numbers) if number not in there], np.int64)
         if len(missing):
-            target.reserve(numbers[-1] + 1)
-            target.put(ids[missing], vectors[missing], [items[i] for i in missing])
+            target.points.reserve(numbers[-1] + 1)
+            target.points.put(ids[missing], vectors[missing], [items[i] for i in missing])
         sent, done = sent + len(missing), done + len(items)
         living.update(numbers if prune else ())
         if tell:

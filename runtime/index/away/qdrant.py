@@ -34,16 +34,15 @@ from edgeclip.runtime.index.away.qdrant_client import (
     parse_target,
     search_settings,
 )
-from edgeclip.runtime.index.away.texts import each_text, from_utf8, to_utf8
-from edgeclip.runtime.index.away.vectors import AT_ONCE, Batches, Ids, Vectors, origin_facts, read_origin
+from edgeclip.runtime.index.away.qdrant_points import NEXT_ID, READ, Points, item_of
+from edgeclip.runtime.index.away.vectors import AT_ONCE, Batches, Vectors, origin_facts, read_origin
 from edgeclip.runtime.index.types import Hit, Item, Origin, as_items
 
 if TYPE_CHECKING:
     from edgeclip.runtime.model import Model
 
-Where = Any
+Where = Any  # filters.Filter | str | Mapping | None, as for an Index
 FORMAT = "edgeclip.qdrant 1"
-SENT = 256  # points in one request: 1 MB of JSON at width 512, far below a server's 32 MB
 
 
 class QdrantIndex:
@@ -52,13 +51,8 @@ class QdrantIndex:
     def __init__(
         self, client: Any, place: Place, origin: Origin, options: QdrantOptions, model: Model | None
     ) -> None:
-        self._client, self.place, self.origin, self.options, self._model = (
-            client,
-            place,
-            origin,
-            options,
-            model,
-        )
+        self._client, self.place, self.points = client, place, Points(client, place)
+        self.origin, self.options, self._model = origin, options, model
 
     @classmethod
     def create(
@@ -96,7 +90,7 @@ class QdrantIndex:
                 facts = {"format": FORMAT, "options": asdict(chosen), **origin_facts(origin)}
                 opened.create_collection(
                     place.collection,
-                    metadata={"edgeclip": facts, "edgeclip_next_id": 0},
+                    metadata={"edgeclip": facts, NEXT_ID: 0},
                     **collection_settings(place, origin.dim, chosen),
                 )
                 if place.url:
@@ -196,8 +190,7 @@ class QdrantIndex:
         self._client.close()
 
     def __len__(self) -> int:
-        with asking(self.place):
-            return int(self._client.count(self.place.collection, exact=True).count)
+        return len(self.points)
 
     @property
     def dim(self) -> int:
@@ -245,7 +238,7 @@ class QdrantIndex:
             raise InputError(f"k: expected 1 or more, got {k}.")
         wanted, settings = Wanted.of(where), search_settings(self.place, self.options, exact)
         limit = k if wanted.whole else 4 * k
-        found = self._ask(rows, limit, wanted, threshold, settings)
+        found = self.points.ask(rows, limit, wanted.filter, threshold, settings)
         return [
             self._enough(row, hits, k, limit, wanted, threshold, settings)
             for row, hits in zip(rows, found, strict=True)
@@ -267,25 +260,7 @@ class QdrantIndex:
             if len(hits) >= k or len(found) < limit:
                 return hits[:k]
             limit *= 4
-            found = self._ask(row[None], limit, wanted, threshold, settings)[0]
-
-    def _ask(
-        self, rows: Vectors, k: int, wanted: Any, threshold: float | None, settings: Any
-    ) -> list[list[Hit]]:
-        requests = [
-            models_of().QueryRequest(
-                query=row.tolist(),
-                limit=k,
-                filter=wanted.filter,
-                params=settings,
-                with_payload=True,
-                score_threshold=threshold,
-            )
-            for row in rows
-        ]
-        with asking(self.place):
-            found = self._client.query_batch_points(self.place.collection, requests) if requests else []
-        return [sorted(map(_hit, one.points), key=lambda hit: (-hit.score, hit.id)) for one in found]
+            found = self.points.ask(row[None], limit, wanted.filter, threshold, settings)[0]
 
     def vector_of(self, query: Any) -> Vectors:
         """The (D,) unit vector of whatever `search` takes."""
@@ -303,11 +278,11 @@ class QdrantIndex:
 
     def get(self, keys: Iterable[str]) -> dict[str, Item]:
         """Key -> item, of those that are there."""
-        return {item.key: item for point in self._points(keys) for item in [_item(point)]}
+        return {item.key: item for point in self.points.by_keys(keys) for item in [item_of(point)]}
 
     def vectors(self, keys: Sequence[str]) -> Vectors:
         """(N, D) vectors. Raises InputError for a key that is not there."""
-        found = {_item(point).key: point.vector for point in self._points(keys, with_vectors=True)}
+        found = {item_of(point).key: point.vector for point in self.points.by_keys(keys, with_vectors=True)}
         if missing := [key for key in keys if key not in found]:
             raise InputError(f"{self.place}: no item {missing[0]!r}.")
         return np.array([found[key] for key in keys], np.float32).reshape(-1, self.origin.dim)
@@ -318,40 +293,14 @@ class QdrantIndex:
 
     def items(self) -> Iterator[tuple[int, Item]]:
         """(id, item) of all, by id."""
-        return ((int(point.id), _item(point)) for points in self._pages(AT_ONCE) for point in points)
+        return ((int(point.id), item_of(point)) for points in self.points.pages(READ) for point in points)
 
     def batches(self, size: int = AT_ONCE) -> Batches:
         """All items by id, as (n,) ids, (n, D) vectors and n items."""
-        for points in self._pages(size, with_vectors=True):
+        for points in self.points.pages(min(size, READ), with_vectors=True):
             ids = np.array([point.id for point in points], np.int64)
-            yield (
-                ids,
-                np.array([point.vector for point in points], np.float32),
-                [_item(point) for point in points],
-            )
-
-    def _pages(self, size: int, **settings: Any) -> Iterator[list[Any]]:
-        after: Any = None
-        while True:
-            with asking(self.place):
-                points, after = self._client.scroll(
-                    self.place.collection, limit=size, offset=after, **settings
-                )
-            if points:
-                yield points
-            if after is None:
-                return
-
-    def _points(self, keys: Iterable[str], **settings: Any) -> Iterator[Any]:
-        wanted = [to_utf8(key) for key in dict.fromkeys(keys)]
-        for first in range(0, len(wanted), SENT):
-            part = wanted[first : first + SENT]
-            with asking(self.place):
-                # twice as many as keys: an add that was cut short leaves an old point beside the new one
-                points, _ = self._client.scroll(
-                    self.place.collection, _key_is(part), limit=2 * len(part), **settings
-                )
-            yield from points  # by id, so that of two the newer is last
+            vectors = np.array([point.vector for point in points], np.float32)
+            yield ids, vectors, [item_of(point) for point in points]
 
     # --- changing
 
@@ -360,46 +309,16 @@ class QdrantIndex:
         whole, rows = as_items(items), check_vectors(vectors, self.origin.dim)
         if len(rows) != len(whole):
             raise InputError(f"items: expected one for each of {len(rows)} vectors, got {len(whole)}.")
-        with asking(self.place):
-            metadata = self._client.get_collection(self.place.collection).config.metadata or {}
-            first = int(metadata["edgeclip_next_id"])
-            ids = list(range(first, first + len(whole)))
-            self._reserve(first + len(whole))
-        self.put(np.array(ids, np.int64), rows, whole)
+        ids = self.points.take_ids(len(whole))
+        self.points.put(np.array(ids, np.int64), rows, whole)
         return ids
-
-    def put(self, ids: Ids, vectors: Vectors, items: Sequence[Item]) -> None:
-        """Write items under ids of the caller's; other points with their keys go."""
-        models = models_of()
-        for first in range(0, len(ids), SENT):
-            part = slice(first, first + SENT)
-            points = [
-                models.PointStruct(id=number, vector=row, payload=_payload(item))
-                for number, row, item in zip(
-                    ids[part].tolist(), vectors[part].tolist(), items[part], strict=True
-                )
-            ]
-            old = _key_is([point.payload["key"] for point in points], besides=[point.id for point in points])
-            with asking(self.place):
-                self._client.upsert(self.place.collection, points, wait=True)
-                self._client.delete(self.place.collection, models.FilterSelector(filter=old), wait=True)
-
-    def reserve(self, next_id: int) -> None:
-        """Ids below are not given any more."""
-        with asking(self.place):
-            metadata = self._client.get_collection(self.place.collection).config.metadata or {}
-            if next_id > int(metadata["edgeclip_next_id"]):
-                self._reserve(next_id)
-
-    def _reserve(self, next_id: int) -> None:
-        self._client.update_collection(self.place.collection, metadata={"edgeclip_next_id": next_id})
 
     def remove(self, which: Iterable[str | int]) -> int:
         """Remove by key or id. Returns how many there were."""
         wanted = list(which)
-        gone = {int(point.id) for point in self._points(one for one in wanted if isinstance(one, str))}
-        gone |= self.present([int(one) for one in wanted if not isinstance(one, str)]).keys()
-        self._delete(sorted(gone))
+        gone = {int(point.id) for point in self.points.by_keys(one for one in wanted if isinstance(one, str))}
+        gone |= self.points.present([int(one) for one in wanted if not isinstance(one, str)]).keys()
+        self.points.delete(sorted(gone))
         return len(gone)
 
     def remove_where(self, where: Where) -> int:
@@ -408,27 +327,10 @@ class QdrantIndex:
 
         wanted = Wanted.of(where)
         gone: list[int] = []
-        for points in self._pages(AT_ONCE, scroll_filter=wanted.filter):
-            gone += [int(point.id) for point in points if wanted.meets(_item(point))]
-        self._delete(gone)
+        for points in self.points.pages(READ, scroll_filter=wanted.filter):
+            gone += [int(point.id) for point in points if wanted.meets(item_of(point))]
+        self.points.delete(gone)
         return len(gone)
-
-    def present(self, ids: Sequence[int]) -> dict[int, str]:
-        """Id -> key, of those that are there."""
-        found: dict[int, str] = {}
-        for first in range(0, len(ids), SENT):
-            with asking(self.place):
-                points = self._client.retrieve(
-                    self.place.collection, ids[first : first + SENT], with_payload=["key"]
-                )
-            found |= {int(point.id): from_utf8(point.payload["key"]) for point in points}
-        return found
-
-    def _delete(self, ids: Sequence[int]) -> None:
-        for first in range(0, len(ids), AT_ONCE):
-            chosen = models_of().PointIdsList(points=list(ids[first : first + AT_ONCE]))
-            with asking(self.place):
-                self._client.delete(self.place.collection, chosen, wait=True)
 
     def info(self) -> dict[str, Any]:
         """JSON-ready facts: where, items, model, options."""
@@ -438,22 +340,3 @@ class QdrantIndex:
             "model": {"model_id": self.origin.model_id, "name": self.origin.name, "dim": self.origin.dim},
             "options": asdict(self.options),
         }
-
-
-def _payload(item: Item) -> dict[str, Any]:
-    return {"key": to_utf8(item.key), "record": each_text(dict(item.record), to_utf8)}
-
-
-def _item(point: Any) -> Item:
-    return Item(from_utf8(point.payload["key"]), each_text(point.payload["record"], from_utf8))
-
-
-def _hit(point: Any) -> Hit:
-    item = _item(point)
-    return Hit(item.key, float(point.score), int(point.id), item.record)
-
-
-def _key_is(keys: list[str], besides: list[int] | None = None) -> Any:
-    models = models_of()
-    one_of = models.FieldCondition(key="key", match=models.MatchAny(any=keys))
-    return models.Filter(must=[one_of], must_not=[models.HasIdCondition(has_id=besides)] if besides else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from edgeclip.errors import EdgeClipError, InputError, MissingExtraError
 
 COLLECTION = "edgeclip"  # of a folder that holds one
 MEMORY = ":memory:"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,13 @@ def connect(place: Place, *, allow_pickle: bool = False, must_exist: bool = Fals
                 443 if parts.scheme == "https" else 80
             )  # the client would take 6333 for none
             key = os.environ.get("QDRANT_API_KEY") or None
-            return QdrantClient(url=place.url, port=port, api_key=key, timeout=60, check_compatibility=False)
+            if key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+                log.warning("%s: $QDRANT_API_KEY goes there unencrypted; use https", place)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # says the same in two lines
+                return QdrantClient(
+                    url=place.url, port=port, api_key=key, timeout=60, check_compatibility=False
+                )
         if place.folder == MEMORY:
             return QdrantClient(MEMORY)
         folder = Path(str(place.folder))
@@ -180,7 +190,7 @@ def _is_refusal(error: Exception) -> bool:
     from qdrant_client.http.exceptions import ApiException
 
     return isinstance(error, (ApiException, OSError)) or (
-        isinstance(error, (ValueError, RuntimeError)) and "qdrant_client" in _raised_in(error)
+        isinstance(error, (ValueError, RuntimeError)) and _raised_in(error).startswith("qdrant_client.")
     )
 
 
