@@ -135,7 +135,7 @@ def decode(payload: memoryview, dim: int, where: str) -> Batch:
         raise InputError(f"{where} is none of this index ({error}). {DAMAGED}") from error
     if not good:
         raise InputError(f"{where} is none of this index: its ids do not fit its items. {DAMAGED}")
-    return Batch(ids, vectors.astype(np.float32), items, removes)
+    return Batch(ids, vectors.astype(np.float32, copy=False), items, removes)
 
 
 def _crc(payload: bytes | memoryview) -> int:

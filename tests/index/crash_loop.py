@@ -1,6 +1,6 @@
 """Writers that are killed at random moments, one after the other, on one index; a reader looks on all the while.
 
-    python -m tests.index.crash_loop FOLDER KILLS SEED     prints one JSON object
+    python -m tests.index.crash_loop store|index FOLDER KILLS SEED [FAULT]     prints one JSON object
 
 This process has no threads, so it may fork; a test could not.
 """
@@ -23,8 +23,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from edgeclip.runtime.index.disk import Disk
+from edgeclip.runtime.index.index import Index
 from edgeclip.runtime.index.store import Store
-from tests.index.shop import ORIGIN, SETTINGS, Living, Shop, Step, living
+from tests.index.shop import ORIGIN, SETTINGS, IndexShop, Living, Shop, Step, living, living_in, vector_of
 
 Report = Callable[[object], None]
 
@@ -48,43 +49,54 @@ def child(work: Callable[[Report], None]) -> tuple[int, BinaryIO]:
         os._exit(0)
 
 
-def write_for_ever(path: Path, seed: int, clock: int, report: Report) -> None:
+def write_for_ever(kind: str, path: Path, seed: int, clock: int, report: Report) -> None:
     """Say what will be done, do it, say that it is done."""
-    store = Store.open(path, write=True)
-    report({"opened": living(store)})
-    shop = Shop(store, seed, clock)
+    if kind == "index":
+        shop: Shop = IndexShop(Index.open(path, write=True), seed, clock)
+    else:
+        shop = Shop(Store.open(path, write=True), seed, clock)
+    report({"opened": shop.living()})
     while True:
         step = shop.plan()
         report({"step": asdict(step)})
         shop.do(step)
-        report({"done": living(store)})
+        report({"done": shop.living()})
 
 
-def read_for_ever(path: Path, report: Report) -> None:
+def read_for_ever(kind: str, path: Path, report: Report) -> None:
     """Read all, again and again. What lives is never an older version than before."""
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     newest: Living = {}
-    states = 0
-    with closing(Store.open(path)) as store:
+    states, last = 0, newest
+    with closing(Index.open(path) if kind == "index" else Store.open(path)) as held:
         while not stop:
-            states += bool(whole(store, newest))
+            found = searched(held) if isinstance(held, Index) else whole(held)
+            states, last = states + (found != last), found
+            for key, version in found.items():
+                assert newest.get(key, 0) <= version, f"{key}: {version} after {newest[key]}"
+            newest.update(found)
     report({"states": states})
 
 
-def whole(store: Store, newest: Living) -> bool:
-    """Read one state. A segment may go while it is read: then there is a newer state."""
-    changed = store.refresh()
+def whole(store: Store) -> Living:
+    """One state. A segment may go while it is read: then there is a newer state."""
+    store.refresh()
     try:
-        found = living(store)
+        return living(store)
     except FileNotFoundError:
-        if not store.refresh():
-            raise
-        return whole(store, newest)
-    for key, version in found.items():
-        assert newest.get(key, 0) <= version, f"{key}: {version} after {newest[key]}"
-    newest.update(found)
-    return changed
+        assert store.refresh()
+        return whole(store)
+
+
+def searched(index: Index) -> Living:
+    """One state, and answers to questions, which may see a newer one."""
+    found = living_in(index)
+    for key, version in list(found.items())[:5]:
+        for hit in index.search(vector_of(key, version), 3):
+            cosine = vector_of(key, version) @ vector_of(hit.key, hit.record["version"])
+            assert abs(hit.score - cosine) < 2e-3, f"{hit}: its own vector has {cosine}"
+    return found
 
 
 def facts(pipe: BinaryIO, most: int | None = None) -> Iterator[dict[str, Any]]:
@@ -94,12 +106,12 @@ def facts(pipe: BinaryIO, most: int | None = None) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def main(path: Path, kills: int, seed: int) -> dict[str, object]:
+def main(kind: str, path: Path, kills: int, seed: int) -> dict[str, object]:
     """Kill so many writers. Returns what was seen; raises AssertionError where something was lost."""
     Store.create(path, ORIGIN, SETTINGS).close()
-    reader, answers = child(lambda report: read_for_ever(path, report))
+    reader, answers = child(lambda report: read_for_ever(kind, path, report))
     try:
-        seen = kill_writers(path, kills, seed)
+        seen = kill_writers(kind, path, kills, seed)
         os.kill(reader, signal.SIGTERM)
         read = list(facts(answers))
     finally:
@@ -111,12 +123,12 @@ def main(path: Path, kills: int, seed: int) -> dict[str, object]:
         return {**seen, **read[-1], "segments": len(store.manifest.segments)}
 
 
-def kill_writers(path: Path, kills: int, seed: int) -> dict[str, object]:
+def kill_writers(kind: str, path: Path, kills: int, seed: int) -> dict[str, object]:
     """One after the other, and compare what each leaves with what it said."""
     random = np.random.default_rng(seed)
     expected, done, unfinished = [Living()], 0, 0
     for i in range(kills):
-        pid, pipe = child(lambda report, i=i: write_for_ever(path, seed + i, 10_000 * i, report))  # type: ignore[misc]
+        pid, pipe = child(lambda report, i=i: write_for_ever(kind, path, seed + i, 10_000 * i, report))  # type: ignore[misc]
         said = list(facts(pipe, int(random.integers(0, 12))))
         time.sleep(float(random.uniform(0, 0.004)))
         os.kill(pid, signal.SIGKILL)
@@ -132,8 +144,8 @@ def kill_writers(path: Path, kills: int, seed: int) -> dict[str, object]:
                 found = fact.get("done", fact.get("opened"))
                 assert found in expected, f"kill {i}: {found}, expected one of {expected}"
                 expected, done = [found], done + ("done" in fact)
-        with closing(Store.open(path)) as store:
-            found = living(store)
+        with closing(Index.open(path) if kind == "index" else Store.open(path)) as held:
+            found = living_in(held) if isinstance(held, Index) else living(held)
         assert found in expected, f"kill {i}: {found}, expected one of {expected}"
         unfinished += len(expected) > 1
         expected = [found]
@@ -158,5 +170,7 @@ def plant(fault: str) -> None:
 
 
 if __name__ == "__main__":
-    plant(sys.argv[4] if len(sys.argv) > 4 else "")
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    what, folder, number, first, *faults = sys.argv[1:]
+    for each in faults:
+        plant(each)
+    print(json.dumps(main(what, Path(folder), int(number), int(first))))

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.runtime.index.disk import Disk
+from edgeclip.runtime.index.index import Index
 from edgeclip.runtime.index.store import Store
 from edgeclip.runtime.index.types import IndexSettings, Item, Origin
 
 DIM = 8
 ORIGIN = Origin("1" * 64, "toy", DIM)
-SETTINGS = IndexSettings()
+SETTINGS = IndexSettings(flush_at=9, exact_below=12)  # of an index: segments often, and graphs
 Living = dict[str, int]  # key -> version
 
 
@@ -103,11 +104,15 @@ class Shop:
     def __init__(self, store: Store, seed: int, clock: int) -> None:
         self.store, self._random, self._clock = store, np.random.default_rng(seed), clock
 
+    def living(self) -> Living:
+        """As `living`, of what it works on."""
+        return living(self.store)
+
     def plan(self, name: str | None = None) -> Step:
         """The next step, which changes nothing yet."""
         names = ["add", "replace", "remove", "flush", "flush some", "merge", "measured"]
         name = name or str(self._random.choice(names, p=[0.32, 0.2, 0.16, 0.1, 0.1, 0.06, 0.06]))
-        here = sorted(living(self.store))
+        here = sorted(self.living())
         some = [here[i] for i in self._random.permutation(len(here))[: self._random.integers(1, 4)]]
         if name in ("add", "replace"):
             self._clock += 1
@@ -148,3 +153,42 @@ class Shop:
         write_segment(folder, ids[rows], vectors[rows], [items[i] for i in rows])
         scales = bytes(self._random.bytes(20)) if self._random.random() < 0.3 else None
         store.commit([folder], kept, taken=taken, scales=scales)
+
+
+class IndexShop(Shop):
+    """The same steps on a whole index, with the segments, graphs and records of the product."""
+
+    def __init__(self, index: Index, seed: int, clock: int) -> None:
+        super().__init__(index._store, seed, clock)
+        self._index = index
+
+    def living(self) -> Living:
+        return living_in(self._index)
+
+    def do(self, step: Step) -> None:
+        index = self._index
+        if step.name in ("add", "replace"):
+            if step.puts:
+                pairs = step.puts.items()
+                index.add(np.stack([vector_of(*pair) for pair in pairs]), [item(*pair) for pair in pairs])
+        elif step.name == "remove":
+            index.remove(step.drops)
+        elif step.name == "merge":
+            index.optimize()
+        elif step.name == "measured":
+            index.measure_recall(k=1) if len(index) > 1 else None
+        else:
+            index.flush()
+
+
+def living_in(index: Index) -> Living:
+    """As `living`, of one state of an index. Vectors are stored in fp16: cosine 0.9999."""
+    found: Living = {}
+    for _, vectors, items in index.batches():
+        for row, each in zip(vectors, items, strict=True):
+            version = each.record["version"]
+            assert each.key not in found, f"{each.key} twice"
+            assert each == item(each.key, version)
+            assert row @ vector_of(each.key, version) > 0.9999, f"{each.key} has another's vector"
+            found[each.key] = version
+    return found

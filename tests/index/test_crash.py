@@ -13,16 +13,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def crash(folder: Path, kills: int, seed: int, *fault: str) -> subprocess.CompletedProcess[str]:
+def crash(kind: str, folder: Path, kills: int, seed: int, *fault: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.index.crash_loop", str(folder / "pets.index"), str(kills), str(seed), *fault],
+        [sys.executable, "-m", "tests.index.crash_loop", kind, str(folder / "pets.index"), str(kills), str(seed), *fault],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.parity)])
-def test_a_killed_writer_loses_nothing(tmp_path: Path, kills: int) -> None:
-    run = crash(tmp_path, kills, seed=kills)
+SLOW = pytest.mark.parity
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("store", 12), pytest.param("store", 200, marks=SLOW), pytest.param("index", 200, marks=SLOW)],
+)
+def test_a_killed_writer_loses_nothing(tmp_path: Path, kind: str, kills: int) -> None:
+    run = crash(kind, tmp_path, kills, seed=kills)
     assert run.returncode == 0, run.stderr
     seen: dict[str, Any] = json.loads(run.stdout)
     assert seen["done"] >= kills  # the test has seen something
@@ -33,6 +39,6 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path, kills: int) -> None:
 @pytest.mark.parametrize("fault", ["forgets", "in place"])
 def test_the_test_would_see_it(tmp_path: Path, fault: str) -> None:
     """A writer that acknowledges what is in no file; a manifest that is written where it counts."""
-    run = crash(tmp_path, 12, 1, fault)
+    run = crash("store", tmp_path, 12, 1, fault)
     assert run.returncode == 1
     assert "expected one of" in run.stderr if fault == "forgets" else "index.json" in run.stderr
