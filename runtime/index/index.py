@@ -113,6 +113,7 @@ class Index:
     def close(self) -> None:
         """Give up the files, and the right to write. Twice is fine."""
         self._store.close()
+        self._view = View(())  # files are let go of when the last search that is under way has ended
 
     def __len__(self) -> int:
         return sum(part.living_count for part in self._now().parts)
@@ -167,6 +168,8 @@ class Index:
         exact: bool = False,
     ) -> list[list[Hit]]:
         """`search` for each row of (Q, D) vectors of this index's model."""
+        if not isinstance(k, (int, np.integer)):
+            raise InputError(f"k: expected 1 or more, got {k!r}.")
         view = self._now()
         most = min(
             k, max(1, sum(len(part.ids) for part in view.parts))
@@ -247,10 +250,12 @@ class Index:
         with self._lock:
             view = self._now()
             old = [int(part.ids[row]) for part, row in view.find(item.key for item in whole).values()]
-            ids = self._store.append(np.asarray(vectors, np.float32), whole, removes=old)
-            if self._model is not None:
+            if (
+                self._model is not None
+            ):  # before it is true: an error afterwards would say that nothing was added
                 for variant in set(variants_in_use(self._model)) - set(self.origin.variants):
                     self._store.written_by(variant)
+            ids = self._store.append(vectors, whole, removes=old)
             self._view = look(self._store, view)
             if len(self._store.tail.ids) >= self.settings.flush_at:
                 self._flush_or_tell()
@@ -430,10 +435,12 @@ def _filter(where: Filter | str | Mapping[str, Any] | None) -> Filter:
 
 
 def _item(item: Item | str | Mapping[str, Any], i: int) -> Item:
-    if isinstance(item, Item):
+    if isinstance(item, Item) and isinstance(item.key, str):
         return item
     if isinstance(item, str):
         return Item(item)
+    if not isinstance(item, Mapping):
+        raise InputError(f"items[{i}]: expected a key, a record or an Item, got {item!r}.")
     key = item.get("key", item.get("path"))
     if not isinstance(key, str):
         raise InputError(

@@ -117,6 +117,9 @@ class Records:
         self._idle: list[sqlite3.Connection] = []  # a pool: a server has more threads than files may be open
         self._opened = 0
 
+    def __del__(self) -> None:
+        self.close()
+
     def __len__(self) -> int:
         with self._connection():
             return self._count

@@ -451,7 +451,12 @@ class Store:
 
 
 def _checked(vectors: ArrayLike, items: Sequence[Item], dim: int) -> NDArray[np.float32]:
-    rows = np.asarray(vectors, np.float32)
+    try:
+        rows = np.asarray(vectors, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"vectors: expected ({len(items)}, {dim}) numbers, a row for each item ({error})."
+        ) from error
     if rows.shape != (len(items), dim):
         raise InputError(f"vectors: expected ({len(items)}, {dim}), a row for each item, got {rows.shape}.")
     norms = np.linalg.norm(rows, axis=1)

@@ -277,3 +277,47 @@ def test_a_record_does_not_pass_for_the_key() -> None:
         "record.id": "mine",
         "size": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("vectors", "items", "message"),
+    [
+        (VECTORS[:1], [None], r"items\[0\]: expected a key, a record or an Item, got None"),
+        (
+            VECTORS[:1],
+            [Item(["a"])],
+            r"items\[0\]: expected a key, a record or an Item, got Item\(key=\['a'\]",
+        ),  # type: ignore[arg-type]
+        (
+            [["x"] * DIM],
+            ["a"],
+            r"vectors: expected \(1, 16\) numbers, a row for each item \(could not convert",
+        ),
+        ([[1.0], [1.0, 2.0]], ["a", "b"], r"vectors: expected \(2, 16\) numbers, a row for each item"),
+    ],
+    ids=range(4),
+)
+def test_what_is_no_item_and_no_vector(tmp_path: Path, vectors: Any, items: Any, message: str) -> None:
+    with Index.create(tmp_path / "i", ORIGIN) as writer:
+        with pytest.raises(InputError, match=message):
+            writer.add(vectors, items)
+        assert len(writer) == 0
+        for k in ("3", 2.5):
+            with pytest.raises(InputError, match="k: expected 1 or more, got"):
+                writer.search(VECTORS[0], k)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_a_closed_index_lets_go_of_its_files(tmp_path: Path) -> None:
+    with Index.create(tmp_path / "i", ORIGIN) as writer:
+        writer.add(VECTORS[:3], list("abc"))
+        writer.flush()
+    index = Index.open(tmp_path / "i")
+    found = index.search(VECTORS[0])
+    index.close()
+    mine = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert not [name for name in mine if str(tmp_path) in name]
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert len(found) == 3
+    with pytest.raises(InputError, match="is closed"):
+        index.search(VECTORS[0])
