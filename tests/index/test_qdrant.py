@@ -103,15 +103,14 @@ WHERES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("where", WHERES)
-def test_filters_mean_the_same(pushed: tuple[InMemory, QdrantIndex], where: str) -> None:
+def test_filters_mean_the_same(pushed: tuple[InMemory, QdrantIndex]) -> None:
     index, there = pushed
     query = clip_like(1, 16, "text")[0]
-    wanted = qdrant_filters.parse_filter(where)
-    for k in (3, 50):
-        assert [(hit.key, hit.id) for hit in there.search(query, k, where=where)] == brute(
-            index, query, k, wanted
-        )
+    for where in WHERES:
+        wanted = qdrant_filters.parse_filter(where)
+        for k in (3, 50):
+            found = [(hit.key, hit.id) for hit in there.search(query, k, where=where)]
+            assert found == brute(index, query, k, wanted), where
 
 
 def random_value(r: random.Random) -> Any:
@@ -165,12 +164,12 @@ def test_random_filters_mean_the_same() -> None:
     asked = 0
     with QdrantIndex.create(":memory:", ORIGIN) as there:
         push(index, there)
-        for _ in range(90):
+        for _ in range(60):
             where = random_filter(r, 3)
             asked += qdrant_filters.Wanted.of(where).filter is not None
             wanted = brute(index, query, 60, where)
             assert [(hit.key, hit.id) for hit in there.search(query, 60, where=where)] == wanted, where
-    assert asked > 30  # the others say nothing that Qdrant could check
+    assert asked > 20  # the others say nothing that Qdrant could check
 
 
 def test_remove_where(pushed: tuple[InMemory, QdrantIndex]) -> None:

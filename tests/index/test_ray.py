@@ -27,10 +27,10 @@ PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Nine pictures and what is none."""
+    """Five pictures and what is none."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for path in sorted(PICTURES.glob("*.png"))[:9]:
+    for path in sorted(PICTURES.glob("*.png"))[:5]:
         shutil.copy(path, folder)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
@@ -91,7 +91,7 @@ def compare(photos: Path, folder: Path, **options: Any) -> None:
     made = build_with_ray(photos, folder / "ray.index", "nano", ray=RayOptions(cpus=1, **options))
     with edgeclip.load("nano") as model:
         local = build_index(photos, folder / "local.index", model)
-    assert (made.added, made.failures) == (local.added, local.failures) == (9, made.failures)
+    assert (made.added, made.failures) == (local.added, local.failures) == (5, made.failures)
     assert [key for key, _ in made.failures] == ["broken.png"]
     same(folder / "ray.index", folder / "local.index")
 
@@ -100,14 +100,14 @@ def test_equal_to_a_local_build(photos: Path, tmp_path: Path, stand_in: list[dic
     compare(photos, tmp_path)
     assert [one["compute"] for one in stand_in] == [4]
     again = build_with_ray(photos, tmp_path / "ray.index", "nano")
-    assert (again.unchanged, again.embedded) == (9, 0)
+    assert (again.unchanged, again.embedded) == (5, 0)
     assert [len(one["arguments"]) for one in stand_in] == [3, 3]  # the broken one is tried again
 
 
 def test_waves_and_captions(
     photos: Path, tmp_path: Path, stand_in: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_build, "WAVE_ENTRIES", 4)
+    monkeypatch.setattr(ray_build, "WAVE_ENTRIES", 2)
     compare(photos, tmp_path)
     assert len(stand_in) == 3
     words = tmp_path / "words.txt"
