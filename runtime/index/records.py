@@ -219,6 +219,7 @@ class Records:
         uri = f"file:{quote(os.fsencode(self.path.absolute()))}?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
         connection.text_factory = bytes
+        connection.execute("PRAGMA temp_store=MEMORY")  # a list of many keys would go into a file
         add_functions(connection)
         return connection
 
