@@ -19,10 +19,12 @@ TEMPORARY = f"{NAME}.tmp"
 
 
 def is_ours(name: str) -> bool:
+    """Whether a file beside the manifest is one that this package makes."""
     return name == TEMPORARY or name.startswith(("removed-", "scales-"))
 
 
 def check_place(path: Path, overwrite: bool) -> None:
+    """Raise InputError where no index may be made: over one without `overwrite`, over anything else at all."""
     if not os.path.lexists(path):
         return
     if (path / NAME).exists():
@@ -55,6 +57,7 @@ def last_generation(path: Path) -> int:
 
 
 def begin_log(disk: Disk, path: Path, manifest: Manifest, rest: log.Batch | None) -> None:
+    """Write the log that this manifest names, with what no segment holds yet. `rest`: None: nothing."""
     head = log.beginning(manifest.log, manifest.origin.dim).mark
     target = log_path(path, manifest.log)
     disk.write(target, head + (log.encode(rest) if rest is not None and not rest.empty else b""))
@@ -77,6 +80,7 @@ def now() -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
+    """Around what changes files: an OSError becomes an InputError that names the file, or else `path`."""
     try:
         yield
     except OSError as error:

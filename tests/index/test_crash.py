@@ -36,6 +36,7 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path, kind: str, kills: int) ->
     assert seen["states"] > 0
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("fault", ["forgets", "in place"])
 def test_the_test_would_see_it(tmp_path: Path, fault: str) -> None:
     """A writer that acknowledges what is in no file; a manifest that is written where it counts."""
