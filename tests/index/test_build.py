@@ -266,7 +266,7 @@ KILLED = """
 import os, signal, sys
 import edgeclip
 from edgeclip.runtime.index import build
-build.WRITE_ROWS = 2
+build.WRITE_ROWS, build.WRITE_SECONDS = 2, 1e9
 def stop(made):
     if made.done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
