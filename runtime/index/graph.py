@@ -185,6 +185,7 @@ def build(
     keys: Places,
     codes: Array,
     dim: int,
+    precision: Precision,
     settings: IndexSettings,
     grow_from: GraphFile | None,
     threads: int,
@@ -192,13 +193,14 @@ def build(
     """Write a graph of these rows.
 
     Args:
+        precision: of the codes.
         keys: (N,) ids of the rows; of the rows of `grow_from` the same as there.
         grow_from: a graph that some of the rows form already: only the others are linked in.
         threads: 0 is all cores; with one the same rows give the same file.
     """
     from usearch.index import Index
 
-    metric, scalar = KINDS[settings.precision]
+    metric, scalar = KINDS[precision]
     index = Index(
         ndim=dim, metric=metric, dtype=scalar, connectivity=settings.connectivity,
         expansion_add=settings.expansion_add, enable_key_lookups=False,

@@ -36,7 +36,7 @@ class Segment:
     def __init__(self, files: Files, dim: int, settings: IndexSettings, scales: Scales | None) -> None:
         self.ids, self.graph, self.dim = files.ids, files.graph, dim
         self._stored, self._signs, self._slots = files.stored, files.signs, files.slots
-        self._settings, self._scales = settings, scales
+        self._settings, self._scales, self.narrow = settings, scales, files.narrow
 
     @classmethod
     def open(cls, folder: Path, dim: int, settings: IndexSettings, scales: Scales | None) -> Segment:
@@ -115,9 +115,8 @@ class Segment:
     ) -> tuple[Rows, Vectors]:
         """Rough candidates, then their cosines."""
         spare = k + flat.SPARE
-        wanted = {"fp16": spare, "int8": 4 * spare, "bits": self._settings.oversample * k}[
-            self._settings.precision
-        ]
+        rough = {"fp16": spare, "int8": 4 * spare, "bits": self._settings.oversample * k}
+        wanted = 4 * spare if self.narrow else rough[self._settings.precision]
         if self._walker is None and self._signs is None:
             wanted += self.count - free
         elif allowed is not None:
@@ -131,6 +130,8 @@ class Segment:
         """(Q, C) rows near each query, as far as codes tell; -1 where fewer came."""
         if self._signs is not None:
             codes: Array = signs(asked, self._scales)
+        elif self._walker is not None and self.narrow is not None:
+            codes = self.narrow.codes(asked)
         else:
             codes = encode_queries(asked, self._settings.precision, self._scales)
         if self._walker is not None:
@@ -138,7 +139,8 @@ class Segment:
             return self._rows_of_ids(keys)
         if self._signs is not None:
             return self._rows(flat.sieve(self._signs, codes, wanted))
-        return self._rows(flat.candidates(self._stored, self._scales, asked, codes, wanted))
+        found = flat.candidates(self._stored, self._scales, asked, codes, wanted)
+        return found if self._slots_of_stored is None else self._rows(found)
 
     def _scan(self, asked: Vectors, k: int, allowed: Allowed | None) -> tuple[Rows, Vectors]:
         """Every row, or every one that is allowed, in float32."""
@@ -163,8 +165,8 @@ class Segment:
 
     @property
     def _slots_of_stored(self) -> NDArray[np.uint32] | None:
-        """Places of rows among the stored codes, where they are not in order: "bits" store theirs beside the graph."""
-        return None if self._settings.precision == "bits" else self._slots
+        """Places of rows among what is stored, where they are not in order: rows that lie beside a graph are."""
+        return None if self._settings.precision == "bits" or self.narrow else self._slots
 
     def _places(self, rows: Rows) -> Rows:
         slots = self._slots_of_stored

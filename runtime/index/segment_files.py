@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import exact as flat
 from edgeclip.runtime.index.graph import GraphFile, build
+from edgeclip.runtime.index.narrow import Narrow, fit_narrow
 from edgeclip.runtime.index.scales import Scales, encode, signs
-from edgeclip.runtime.index.types import IndexSettings
+from edgeclip.runtime.index.types import IndexSettings, Precision
 
 if TYPE_CHECKING:
     from edgeclip.runtime.index.segment import Segment
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
 
-FACTS, IDS, GRAPH, SLOTS, VECTORS, SIGNS = (
-    "facts.json", "ids.bin", "graph.usearch", "slots.bin", "vectors.bin", "signs.bin",
+FACTS, IDS, GRAPH, SLOTS, NARROW, VECTORS, SIGNS = (
+    "facts.json", "ids.bin", "graph.usearch", "slots.bin", "narrow.safetensors", "vectors.bin", "signs.bin",
 )  # fmt: skip
 FORMAT = 1
 
@@ -69,38 +70,39 @@ def write_segment(
     stored = encode(rows, precision, scales)
     sieve = signs(rows, scales) if precision == "bits" else None
     ids.tofile(folder / IDS)
-    if not graph or sieve is not None:
-        stored.tofile(folder / VECTORS)
-    slots = False
+    narrow, slots = None, False
     if graph:
-        codes = stored if sieve is None else sieve
-        grown = _grown(grow_from, ids, settings)
-        build(folder / GRAPH, ids, codes, rows.shape[1], settings, grown, threads or 0)
-        slots = _write_slots(folder, ids, rows.shape[1], settings)
-    elif sieve is not None:
+        old = _grown(grow_from, ids, settings)
+        if precision == "fp16":
+            narrow = old.narrow if old else fit_narrow(rows)
+        codes, dim = (stored if sieve is None else sieve), rows.shape[1]
+        walked: Precision = precision
+        if narrow is not None:
+            codes, walked, dim = narrow.codes(rows), "int8", narrow.dim
+        build(folder / GRAPH, ids, codes, dim, walked, settings, old.graph if old else None, threads or 0)
+        slots = _write_slots(folder, ids, dim, walked)
+    if not graph or sieve is not None or narrow is not None:
+        stored.tofile(folder / VECTORS)
+    if sieve is not None and not graph:
         sieve.tofile(folder / SIGNS)
+    if narrow is not None:
+        (folder / NARROW).write_bytes(narrow.to_bytes())
     facts = {
-        "format": FORMAT, "kind": "graph" if graph else "exact", "precision": precision,
-        "count": len(ids), "dim": rows.shape[1], "slots": slots,
+        "format": FORMAT, "kind": "graph" if graph else "exact", "precision": precision, "count": len(ids),
+        "dim": rows.shape[1], "slots": slots, "narrow": narrow.dim if narrow else 0,
     }  # fmt: skip
     (folder / FACTS).write_text(json.dumps(facts) + "\n")
 
 
-def _grown(segment: Segment | None, ids: Rows, settings: IndexSettings) -> GraphFile | None:
-    """The graph to begin with, if it is of use."""
-    file = segment.graph if segment else None
-    if (
-        segment is None
-        or file is None
-        or file.precision != settings.precision
-        or file.links != settings.connectivity
-    ):
+def _grown(segment: Segment | None, ids: Rows, settings: IndexSettings) -> Segment | None:
+    """The segment whose graph to begin with, if it is of use."""
+    if segment is None or segment.graph is None or segment.graph.links != settings.connectivity:
         return None
-    return file if np.isin(segment.ids, ids, assume_unique=True).all() else None
+    return segment if np.isin(segment.ids, ids, assume_unique=True).all() else None
 
 
-def _write_slots(folder: Path, ids: Rows, dim: int, settings: IndexSettings) -> bool:
-    keys = GraphFile.open(folder / GRAPH, len(ids), dim, settings.precision).keys()
+def _write_slots(folder: Path, ids: Rows, dim: int, walked: Precision) -> bool:
+    keys = GraphFile.open(folder / GRAPH, len(ids), dim, walked).keys()
     if (keys == ids).all():
         return False
     slots = np.argsort(keys).astype(np.uint32)
@@ -118,6 +120,7 @@ class Files:
     signs: NDArray[np.uint8] | None  # (N, ceil(D / 8)), in the order of slots
     graph: GraphFile | None
     slots: NDArray[np.uint32] | None  # (N,) of each row; None: the rows are in order
+    narrow: Narrow | None  # what the graph's codes mean, if they are not the stored rows themselves
 
     @classmethod
     def open(cls, folder: Path, dim: int, settings: IndexSettings) -> Files:
@@ -127,9 +130,11 @@ class Files:
         ids = _mapped(folder / IDS, np.int64, (count,))
         if count and (ids[-1] < ids[0] or ids[0] < 0):
             raise InputError(f"{folder / IDS}: damaged: ids do not ascend. Build the index again.")
-        graph = sieve = slots = None
+        graph = sieve = slots = narrow = None
         if facts["kind"] == "graph":
-            graph = GraphFile.open(folder / GRAPH, count, dim, settings.precision)
+            wide = facts["narrow"]
+            narrow = _narrow(folder / NARROW, dim, wide) if wide else None
+            graph = GraphFile.open(folder / GRAPH, count, wide or dim, "int8" if wide else settings.precision)
             sieve = graph.codes if bits else None
             slots = _mapped(folder / SLOTS, np.uint32, (count,)) if facts["slots"] else None
         elif bits:
@@ -137,8 +142,19 @@ class Files:
         if slots is not None and slots.max() >= count:
             raise InputError(f"{folder / SLOTS}: damaged: a slot that is not there. Build the index again.")
         kind = np.int8 if settings.precision == "int8" else np.float16
-        stored = graph.codes if graph and not bits else _mapped(folder / VECTORS, kind, (count, dim))
-        return cls(ids, stored, sieve, graph, slots)
+        if graph is not None and not bits and narrow is None:
+            return cls(ids, graph.codes, sieve, graph, slots, narrow)
+        stored = _mapped(folder / VECTORS, kind, (count, dim))
+        return cls(ids, stored, sieve, graph, slots, narrow)
+
+
+def _narrow(path: Path, dim: int, width: int) -> Narrow:
+    try:
+        return Narrow.from_bytes(path.read_bytes(), dim, width)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}). Build the index again.") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}. Build the index again.") from error
 
 
 def _facts(folder: Path, dim: int, settings: IndexSettings) -> Mapping[str, Any]:
@@ -146,7 +162,7 @@ def _facts(folder: Path, dim: int, settings: IndexSettings) -> Mapping[str, Any]
     try:
         facts = json.loads(path.read_text())
         found = {name: kind(facts[name]) for name, kind in
-                 {"format": int, "kind": str, "precision": str, "count": int, "dim": int, "slots": bool}.items()}  # fmt: skip
+                 {"format": int, "kind": str, "precision": str, "count": int, "dim": int, "slots": bool, "narrow": int}.items()}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}). Build the index again.") from error
     wanted = {"format": FORMAT, "precision": settings.precision, "dim": dim}

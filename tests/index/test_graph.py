@@ -22,7 +22,9 @@ SETTINGS = IndexSettings(connectivity=4, exact_below=0)  # few links, several le
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("graph") / "graph.usearch"
-    build(path, np.arange(COUNT) * 3, clip_like(COUNT, DIM).astype(np.float16), DIM, SETTINGS, None, 1)
+    build(
+        path, np.arange(COUNT) * 3, clip_like(COUNT, DIM).astype(np.float16), DIM, "fp16", SETTINGS, None, 1
+    )
     return path.read_bytes()
 
 
@@ -110,7 +112,7 @@ def test_links_that_leave_the_graph(tmp_path, whole, above, offset, value):
     with pytest.raises(InputError, match="leaves the graph on level"):
         open_walker(file, SETTINGS)
     with pytest.raises(InputError, match="leaves the graph on level"):
-        build(tmp_path / "new", np.arange(1), np.zeros((1, DIM), np.float16), DIM, SETTINGS, file, 1)
+        build(tmp_path / "new", np.arange(1), np.zeros((1, DIM), np.float16), DIM, "fp16", SETTINGS, file, 1)
 
 
 def test_links_to_a_node_that_has_no_such_level_and_two_levels_that_differ(tmp_path, whole):

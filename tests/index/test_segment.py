@@ -123,7 +123,7 @@ def test_without_usearch_every_vector_is_compared(segments, stored, queries, pre
         assert made(tmp_path / "new", stored[:100], precision, "graph").kind == "exact"
     for kind in KINDS:
         old = segments[precision, kind]
-        parts = Files(old.ids, old._stored, old._signs, old.graph, old._slots)
+        parts = Files(old.ids, old._stored, old._signs, old.graph, old._slots, old.narrow)
         again = Segment(parts, DIM, old._settings, old._scales)
         found, _ = again.search(queries, K)
         assert recall(found, truth(stored, queries, K)[0]) >= LEAST[precision]
@@ -373,3 +373,45 @@ def test_the_comparison_notices(segments, stored, queries, function, old, new, p
     except IndexError:
         return
     assert not fine or moved
+
+
+@pytest.fixture(scope="module")
+def thin() -> tuple[np.ndarray, np.ndarray]:
+    """Vectors that differ in few of their 128 directions, and queries."""
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(DIM, DIM)))[0][:, :20].astype(np.float32)
+    return clip_like(2000, 20) @ turn.T, np.concatenate(
+        [clip_like(25, 20, kind, 3) for kind in ("image", "text")]
+    ) @ turn.T
+
+
+def test_a_walk_by_few_directions(thin, tmp_path, monkeypatch):
+    vectors, queries = thin
+    monkeypatch.setattr(files, "build", shuffled)
+    one = made(tmp_path / "old", vectors[:1900], "fp16", "graph")
+    assert one.narrow is not None
+    assert one.graph.width == one.narrow.dim == 16
+    found, scores = one.search(queries, K)
+    assert recall(found, truth(vectors[:1900], queries, K)[0]) >= LEAST["fp16"]
+    np.testing.assert_allclose(scores, np.einsum("qkd,qd->qk", vectors[found], queries), atol=BOUND["fp16"])
+    mask = np.arange(1900) % 3 > 0
+    found, _ = one.search(queries, K, allowed=mask)
+    assert recall(found, np.flatnonzero(mask)[truth(vectors[:1900][mask], queries, K)[0]]) >= LEAST["fp16"]
+    monkeypatch.setattr(exact, "usearch", lambda: None)
+    found, _ = Segment.open(tmp_path / "old", DIM, one._settings, None).search(queries, K)
+    assert recall(found, truth(vectors[:1900], queries, K)[0]) >= LEAST["fp16"]
+
+
+def test_it_grows_and_keeps_its_directions(thin, tmp_path):
+    vectors, queries = thin
+    (tmp_path / "new").mkdir()
+    one = made(tmp_path / "old", vectors[:1500], "fp16", "graph")
+    write_segment(tmp_path / "new", np.arange(2000), vectors, one._settings, grow_from=one)
+    grown = Segment.open(tmp_path / "new", DIM, one._settings, None)
+    np.testing.assert_array_equal(grown.narrow.axes, one.narrow.axes)
+    assert recall(grown.search(queries, K)[0], truth(vectors, queries, K)[0]) >= LEAST["fp16"]
+    (tmp_path / "new" / files.NARROW).write_bytes(b"no")
+    with pytest.raises(InputError, match=r"narrow\.safetensors: damaged"):
+        Segment.open(tmp_path / "new", DIM, one._settings, None)
+    (tmp_path / "new" / files.NARROW).unlink()
+    with pytest.raises(InputError, match=r"narrow\.safetensors: cannot be read"):
+        Segment.open(tmp_path / "new", DIM, one._settings, None)
