@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,16 +50,9 @@ class Part:
         return np.arange(len(self.ids)) if self.living is None else np.flatnonzero(self.living)
 
     def rows_of(self, keys: Sequence[str]) -> dict[str, int]:
-        """Key -> row, of those that live here. In a segment a key stands once; in the tail an earlier one may have been replaced."""
-        if self.segment is None:
-            return {key: self._tail_rows[key] for key in keys if key in self._tail_rows}
+        """Key -> row, of those that live here. Of a key's several rows in the tail only the last one can."""
         found = self.records.rows_of(keys)
-        return found if self.living is None else {k: row for k, row in found.items() if self.living[row]}
-
-    @cached_property
-    def _tail_rows(self) -> dict[str, int]:
-        assert isinstance(self._held, Tail)
-        return {self._held.items[row].key: int(row) for row in self.living_rows()}
+        return found if self.living is None else {key: row for key, row in found.items() if self.living[row]}
 
     def vectors(self, rows: Sequence[int] | Rows | None = None) -> Vectors:
         """(n, D) unit rows."""
