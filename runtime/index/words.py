@@ -19,14 +19,30 @@ _DROPPED = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+(?:'[^\W\d_]+)?")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 # what is said of every picture
-META = frozenset(
-    ["image", "images", "photo", "photos", "photograph", "picture", "pictures", "thumbnail", "logo", "logos", "symbol", "symbols", "clipart", "portrait", "portraits", "painting", "paintings", "illustration", "illustrations", "icon", "icons", "profile", "stock", "pic", "pics"]
+META = _set(
+    "image images photo photos photograph picture pictures thumbnail logo logos symbol symbols clipart portrait portraits painting "
+    "paintings illustration illustrations icon icons profile stock pic pics"
 )
 # of the most frequent words of English those that are no noun, adjective or -ing verb: what stands in for a tagger
-STOP = frozenset(
-    ["the", "and", "for", "with", "from", "into", "onto", "over", "under", "near", "about", "above", "after", "again", "against", "all", "also", "among", "another", "any", "anybody", "anyone", "are", "around", "because", "been", "before", "behind", "being", "below", "beneath", "beside", "besides", "between", "both", "but", "can", "cannot", "could", "did", "does", "doing", "down", "during", "each", "either", "else", "ever", "every", "everybody", "everyone", "few", "first", "had", "has", "have", "having", "her", "here", "hers", "herself", "him", "himself", "his", "how", "however", "inside", "its", "itself", "just", "last", "least", "less", "like", "many", "may", "maybe", "might", "mine", "more", "most", "much", "must", "myself", "near", "never", "next", "nobody", "none", "nor", "not", "nothing", "now", "off", "often", "once", "one", "only", "other", "others", "our", "ours", "out", "outside", "own", "per", "perhaps", "quite", "rather", "really", "same", "shall", "she", "should", "since", "some", "somebody", "someone", "something", "sometimes", "soon", "still", "such", "than", "that", "their", "theirs", "them", "themselves", "then", "there", "these", "they", "this", "those", "though", "three", "through", "throughout", "thus", "today", "together", "too", "toward", "towards", "two", "until", "upon", "usually", "very", "was", "were", "what", "whatever", "when", "where", "whether", "which", "while", "who", "whom", "whose", "why", "will", "within", "without", "would", "yes", "yet", "you", "your", "yours", "yourself", "get", "gets", "got", "give", "gives", "given", "goes", "gone", "make", "makes", "made", "take", "takes", "took", "taken", "put", "puts", "see", "sees", "seen", "seem", "seems", "show", "shows", "shown", "use", "uses", "used", "say", "says", "said", "come", "comes", "came", "become", "becomes", "became", "let", "lets", "keep", "keeps", "kept", "buy", "best", "free"]
-)  # fmt: skip
+STOP = _set(
+    "the and for with from into onto over under near about above after again against all also among another any anybody anyone are "
+    "around because been before behind being below beneath beside besides between both but can cannot could did does doing down "
+    "during each either else ever every everybody everyone few first had has have having her here hers herself him himself his how "
+    "however inside its itself just last least less like many may maybe might mine more most much must myself near never next "
+    "nobody none nor not nothing now off often once one only other others our ours out outside own per perhaps quite rather really "
+    "same shall she should since some somebody someone something sometimes soon still such than that their theirs them themselves "
+    "then there these they this those though three through throughout thus today together too toward towards two until upon usually "
+    "very was were what whatever when where whether which while who whom whose why will within without would yes yet you your yours "
+    "yourself get gets got give gives given goes gone make makes made take takes took taken put puts see sees seen seem seems show "
+    "shows shown use uses used say says said come comes came become becomes became let lets keep keeps kept buy best free"
+)
 _PLURALS = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose", "feet": "foot",
     "teeth": "tooth", "oxen": "ox", "lice": "louse", "dice": "die", "leaves": "leaf", "knives": "knife", "wives": "wife",
@@ -36,8 +52,9 @@ _PLURALS = {
     "potatoes": "potato", "tomatoes": "tomato", "heroes": "hero", "mosquitoes": "mosquito", "mangoes": "mango",
     "volcanoes": "volcano", "tornadoes": "tornado", "lenses": "lens", "gases": "gas", "canvases": "canvas", "irises": "iris",
 }  # fmt: skip
-_SAME = frozenset(
-    ["series", "species", "glasses", "scissors", "trousers", "pants", "jeans", "shorts", "news", "sunglasses", "binoculars", "headphones", "goggles", "christmas", "canvas", "atlas", "gas", "lens", "mathematics", "physics", "gymnastics", "athletics"]
+_SAME = _set(
+    "series species glasses scissors trousers pants jeans shorts news sunglasses binoculars headphones goggles christmas canvas "
+    "atlas gas lens mathematics physics gymnastics athletics"
 )
 
 
