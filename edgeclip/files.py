@@ -137,6 +137,9 @@ def new_files(*paths: Path) -> Iterator[list[Path]]:
                 _share(written)
                 with written.open("rb+") as stream:
                     os.fsync(stream.fileno())
+            if len(paths) > 1:  # a crash now leaves no first file, rather than an old one beside new ones
+                paths[0].unlink(missing_ok=True)
+                _sync_folder(paths[0].parent)
             for written, path in list(zip(scratch, paths, strict=True))[::-1]:
                 written.replace(path)
                 _sync_folder(path.parent)

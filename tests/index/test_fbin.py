@@ -131,6 +131,11 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         lambda raw: raw.split(b"\n", 1)[1],
         r"items\.jsonl:1: expected row 0, got 1",
     ),
+    "other ids": (
+        "pets.ids.i64bin",
+        lambda raw: raw[:8] + struct.pack("<3q", 5, 8, 12),
+        r"items\.jsonl:3: expected id 12, got 11",
+    ),
     "note": ("pets.model.json", lambda raw: b"[", r"model\.json: cannot be read"),
     "width": (
         "pets.model.json",
@@ -166,7 +171,7 @@ def test_the_comparison_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, old, new in [
         ("_lines", "items, strict=True), first)", "items, strict=True), 0)"),
         ("_scale", "127 / largest", "100 / largest"),
-        ("export_fbin", "np.rint(vectors * scale)", "(vectors * scale)"),
+        ("export_fbin", "np.rint(vectors * scale), -127", "(vectors * scale), -127"),
         ("export_fbin", "[rows, width]", "[width, rows]"),
     ]:
         with monkeypatch.context() as patch:
@@ -179,3 +184,13 @@ def test_the_comparison_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def _compare(folder: Path) -> None:
     test_comes_back(folder, ".fbin", 0)
     test_bytes_as_the_format_has_them(folder)
+
+
+def test_vectors_come_last(tmp_path: Path) -> None:
+    export_file(small(), tmp_path / "pets.fbin")
+    (tmp_path / "pets.items.jsonl").unlink()
+    (tmp_path / "pets.items.jsonl" / "in the way").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"pets\.fbin: cannot be written \(Is a directory\)"):
+        export_file(small(), tmp_path / "pets.fbin")
+    assert not (tmp_path / "pets.fbin").exists()  # an old one beside new ids would be read as theirs
+    assert not list(tmp_path.glob(".*"))

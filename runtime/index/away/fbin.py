@@ -65,7 +65,7 @@ def export_fbin(index: Index, path: Path) -> int:
             for stream in (vectors_file, ids_file):
                 stream.write(bytes(HEADER))
             for ids, vectors, items in index.batches(AT_ONCE):
-                codes = np.rint(vectors * scale) if dtype is np.int8 else vectors
+                codes = np.clip(np.rint(vectors * scale), -127, 127) if dtype is np.int8 else vectors
                 vectors_file.write(codes.astype(dtype).tobytes())
                 ids_file.write(ids.astype(np.int64).tobytes())
                 items_file.writelines(_lines(rows, ids, items))
@@ -154,15 +154,22 @@ class FbinVectors:
                     raise InputError(
                         f'{self._items}:{row + 1}: expected {{"row", "id", "key", "record"}}, got {line[:60]!r}.'
                     ) from error
-                if found.get("row", row) != row:
-                    raise InputError(
-                        f"{self._items}:{row + 1}: expected row {row}, got {found['row']}. Export again."
-                    )
+                self._check(found, row)
                 yield item
         if row + 1 < self._rows:
             raise InputError(
                 f"{self._items}: {row + 1} lines for the {self._rows} rows of {self.path.name}. Export again."
             )
+
+    def _check(self, found: dict[str, Any], row: int) -> None:
+        wanted = {"row": row}
+        if self._ids is not None and row < self._rows:
+            wanted["id"] = int(self._ids[row])
+        for name, number in wanted.items():
+            if found.get(name, number) != number:
+                raise InputError(
+                    f"{self._items}:{row + 1}: expected {name} {number}, got {found[name]}. Export again."
+                )
 
     def _read_ids(self, path: Path) -> Ids:
         rows, width = _header(path)
