@@ -144,7 +144,7 @@ class FbinVectors:
         return self._read_lines() if self._items.exists() else None
 
     def _read_lines(self) -> Iterator[Item]:
-        with self._items.open(encoding="utf-8") as stream:
+        with self._items.open(encoding="utf-8", errors="replace") as stream:
             row = -1
             for row, line in enumerate(stream):
                 try:
