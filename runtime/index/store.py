@@ -7,8 +7,8 @@
     removed-<g>.bin, scales-<g>.safetensors
 
 - A change is one record at the end of the log. `append` returns after its fsync: then it is acknowledged.
-- `commit` publishes segments: it syncs their files, their folder and `segments/`; then the new log, which holds what came since, and
-  `logs/`; then new files beside `index.json` and that folder; then a whole `index.json.tmp`. Renaming this onto `index.json` is the
+- `commit` publishes segments: it syncs their files, their folder and `segments/`; then new files beside `index.json` and that folder;
+  then the new log, which holds what came since, and `logs/`; then a whole `index.json.tmp`. Renaming this onto `index.json` is the
   change, from everything old to everything new; one more sync of the folder makes it last. Only then old files are unlinked.
 - An append that fails is cut off again; a commit that fails before its rename leaves files that nothing names.
 - A writer that opens first syncs what the one before it may have left unsynced (folder, log), since it will build on it; then it cuts
@@ -20,7 +20,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import threading
@@ -38,26 +37,22 @@ from edgeclip.runtime import fork
 from edgeclip.runtime.index import log
 from edgeclip.runtime.index.disk import Disk
 from edgeclip.runtime.index.item_check import check_item
-from edgeclip.runtime.index.lock import NAME as LOCK
 from edgeclip.runtime.index.lock import WriteLock
-from edgeclip.runtime.index.manifest import IDS, NAME, FileEntry, Manifest, SegmentEntry
+from edgeclip.runtime.index.manifest import Manifest
 from edgeclip.runtime.index.publish import (
-    begin_log,
+    begin_index,
     check_place,
-    is_ours,
-    last_generation,
     make_folders,
-    now,
+    prepare,
     publish,
+    sweep,
     writing,
 )
-from edgeclip.runtime.index.snapshot import Ids, Tail, begin, load, read_ids, segment_path
+from edgeclip.runtime.index.snapshot import Ids, Tail, begin, load, segment_path
 from edgeclip.runtime.index.types import IndexSettings, Item, Origin
 from edgeclip.runtime.index.verify import find_problems
-from edgeclip.version import __version__
 
 __all__ = ["Store", "Tail"]
-logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -108,15 +103,7 @@ class Store:
             lock = WriteLock(path)
             try:
                 check_place(path, overwrite)  # once more: two may have come at the same time
-                generation = last_generation(path) + 1
-                made = {"edgeclip": __version__, "created": now(), "changed": now()}
-                manifest = Manifest(generation, origin, settings, generation, 0, made=made)
-                for folder in (path / "logs", path / "segments"):
-                    if not folder.is_dir():
-                        disk.mkdir(folder)
-                begin_log(disk, path, manifest, None)
-                disk.sync_folder(path)
-                publish(disk, path, manifest)
+                begin_index(disk, path, origin, settings)
                 return cls(path, disk, lock)
             except BaseException:
                 lock.release()
@@ -234,30 +221,11 @@ class Store:
         """
         with self._lock, writing(self.path):
             self._writer()
-            old, tail, generation = self.manifest, self.tail, self.generation + 1
-            segments = (*self._kept(keep), *(self._adopt(folder) for folder in new))
-            none = np.empty(0, np.int64)
-            rest = log.Batch(tail.ids[taken:], tail.vectors[taken:], tail.items[taken:], none)
-            gone = self._still_held(segments, rest.ids)
-            removed, scales_name, files = "", old.scales, {}
-            if len(gone):
-                removed = f"removed-{generation}.bin"
-                files[removed] = self._write(removed, gone.astype("<i8").tobytes())
-            if scales is not None:
-                scales_name = f"scales-{generation}.safetensors"
-                files[scales_name] = self._write(scales_name, scales)
-            if files:
-                self._disk.sync_folder(self.path)
-            if scales_name == old.scales != "":
-                files[scales_name] = old.files[scales_name]
-            manifest = replace(
-                old, generation=generation, log=generation, next_id=self._now.next_id, segments=segments, removed=removed,
-                scales=scales_name, files=files, measured={**old.measured, **(measured or {})},
-            )  # fmt: skip
-            begin_log(self._disk, self.path, manifest, rest)
-            self._swap(manifest)
+            tail = self.tail
+            rest = Tail(tail.ids[taken:], tail.vectors[taken:], tail.items[taken:])
+            self._swap(prepare(self._disk, self._now, new, keep, rest, scales, measured or {}))
             self._scratch -= {folder.name for folder in new}
-            self._sweep()
+            sweep(self._disk, self._now, self._scratch)
 
     def measured(self, facts: Mapping[str, Any]) -> None:
         """Add facts to the manifest's `measured`, e.g. {"recall": {...}}."""
@@ -345,31 +313,32 @@ class Store:
 
     def _take_over(self) -> None:
         """Make what the last writer left last, and remove what it left half done."""
-        self._disk.sync_folder(
-            self.path
-        )  # it may have ended between a rename and its sync: what the old manifest named goes below
+        # it may have ended between a rename and its sync, and what the old manifest named is removed below
+        self._disk.sync_folder(self.path)
         self._handle = self._disk.opened(self._now.log_path)
         if os.fstat(self._handle.fileno()).st_size > self._now.position.end:
             self._disk.truncate(self._handle, self._now.position.end)
         self._disk.sync(self._handle)
-        self._sweep()
+        sweep(self._disk, self._now, self._scratch)
 
     def _append(self, handle: FileIO, batch: log.Batch) -> None:
-        record = log.encode(batch)
-        start = self._now.position.end
+        record, start = log.encode(batch), self._now.position.end
+        payload = memoryview(record)[log.HEAD_BYTES :]
         try:
             with writing(self.path):
                 self._disk.append(handle, record)
                 self._disk.sync(handle)
-        except BaseException:
+            self._now.position = log.Position(
+                start + len(record), start, b""
+            )  # no mark: who writes never reads on
+            self._now.take(
+                log.decode(payload, self.manifest.origin.dim, "append")
+            )  # as a reader will have it
+        except BaseException as error:
             self._cut(handle, start)
+            if not isinstance(error, InputError):  # Ctrl-C, anywhere in between
+                self._stop("was interrupted while it wrote. Open it again")
             raise
-        self._now.position = log.Position(
-            start + len(record), start, b""
-        )  # the mark is for those who read on
-        self._now.take(
-            log.decode(memoryview(record)[log.HEAD_BYTES :], self.manifest.origin.dim, "append")
-        )  # as a reader would
 
     def _cut(self, handle: FileIO, size: int) -> None:
         try:
@@ -387,67 +356,20 @@ class Store:
             )
         return found
 
-    def _adopt(self, folder: Path) -> SegmentEntry:
-        files = {path.name: FileEntry.of(path) for path in sorted(folder.iterdir())}
-        if IDS not in files:
-            raise InputError(f"{folder}: a segment without {IDS}.")
-        for name in files:
-            self._disk.adopt(folder / name)
-        self._disk.sync_folder(folder)
-        self._disk.sync_folder(folder.parent)
-        return SegmentEntry(folder.name, files[IDS].size // 8, files)
-
-    def _kept(self, names: Sequence[str]) -> list[SegmentEntry]:
-        known = {entry.name: entry for entry in self.manifest.segments}
-        if unknown := sorted(set(names) - set(known)):
-            raise InputError(f"{self.path}: holds no segment {unknown[0]!r} that could be kept.")
-        return [known[name] for name in names]
-
-    def _still_held(self, segments: Sequence[SegmentEntry], ids: Ids) -> Ids:
-        """Those of the removed ids that segments or `ids` hold: nobody needs to know of the others."""
-        removed = self._now.removed
-        if not len(removed):
-            return removed
-        held = [read_ids(segment_path(self.path, e.name) / IDS, e.files[IDS]) for e in segments]
-        return removed[np.isin(removed, np.concatenate([ids, *held]))]
-
-    def _write(self, name: str, data: bytes) -> FileEntry:
-        self._disk.write(self.path / name, data)
-        self._disk.sync(self.path / name)
-        return FileEntry.of(self.path / name)
-
     def _swap(self, manifest: Manifest) -> None:
         """From the old manifest to the new one, whose files are synced."""
-        manifest = replace(manifest, made={**manifest.made, "changed": now()})
         try:
             publish(self._disk, self.path, manifest)
             new = load(self.path, self.manifest)
+            if new.manifest.log != self.manifest.log:
+                self._writer().close()
+                self._handle = self._disk.opened(new.log_path)
+            self._now.handle.close()
+            self._now = new
         except BaseException:
             if not self._now.newest():  # nobody knows which of the two a power cut would leave
                 self._stop("could not sync its manifest. Open it again")
             raise
-        self._now.handle.close()
-        if new.manifest.log != self._now.manifest.log:
-            self._writer().close()
-            self._handle = self._disk.opened(new.log_path)
-        self._now = new
-
-    def _sweep(self) -> None:
-        """Remove what the manifest does not name. What cannot be removed does no harm, and the next writer tries again."""
-        kept = {NAME, LOCK, *self.manifest.files}
-        segments = {entry.name for entry in self.manifest.segments} | self._scratch
-        try:
-            for path in self.path.iterdir():
-                if path.name not in kept and is_ours(path.name):
-                    self._disk.unlink(path)
-            for path in (self.path / "logs").iterdir():
-                if path != self._now.log_path:
-                    self._disk.unlink(path)
-            for path in (self.path / "segments").iterdir():
-                if path.name not in segments:
-                    self._disk.remove(path)
-        except OSError as error:
-            logger.warning("%s: an old file stays (%s)", self.path, error)
 
 
 def _checked(vectors: ArrayLike, items: Sequence[Item], dim: int) -> NDArray[np.float32]:

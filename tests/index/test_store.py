@@ -566,3 +566,24 @@ def test_the_checks_have_teeth(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     with pytest.raises((AssertionError, InputError)):
         test_a_record_that_was_cut_off_goes_from_readers_too(path)
+
+
+def test_an_interrupted_append_leaves_no_doubt(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between the record's sync and what the writer remembers of it: the next id must not be given twice."""
+    writer = Store.open(path, write=True, disk=Loose())
+    before = living(writer)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._now, "take", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            put(writer, "a")
+    with pytest.raises(InputError, match=r"was interrupted while it wrote\. Open it again"):
+        put(writer, "b")
+    writer.close()
+    again = Store.open(path, write=True, disk=Loose())
+    put(again, "b")
+    again.close()
+    assert living(Store.open(path)) == {**before, "b": 1}
