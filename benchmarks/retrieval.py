@@ -29,7 +29,7 @@ from tests.vectors import clip_like
 
 ROOT = Path(__file__).parents[1]
 K, DIM, QUERIES = 10, 512, 1000
-LEAST = 0.99
+LEAST, CLOSE = 0.99, 0.001
 ROUNDS = 3
 FLAT = 50  # queries that the exhaustive ones are timed with
 
@@ -103,17 +103,18 @@ def _data(count: int, folder: Path) -> tuple[Array, Array, Array]:
 
 
 def _effort(contestant: Contestant, queries: Array, truth: Array) -> dict[str, Any]:
-    """The least effort that finds enough."""
-    found: dict[str, Any] = {}
+    """The least effort that finds enough; of one whose codes are too coarse for it, the least that finds nearly all that it can."""
+    tried: list[dict[str, Any]] = []
+    half = len(queries) // 2
     for effort in contestant.efforts:
         contestant.set_effort(effort)
         got = contestant.search(queries, K, THREADS)
-        half = len(queries) // 2
-        found = {"effort": effort, "recall": recall(got, truth),
-                 "recall_of": {"pictures": recall(got[:half], truth[:half]), "texts": recall(got[half:], truth[half:])}}  # fmt: skip
-        if found["recall"] >= LEAST:
-            break
-    return found
+        by = {"pictures": recall(got[:half], truth[:half]), "texts": recall(got[half:], truth[half:])}
+        tried.append({"effort": effort, "recall": recall(got, truth), "recall_of": by})
+        if tried[-1]["recall"] >= LEAST:
+            return tried[-1]
+    most = max(one["recall"] for one in tried)
+    return next(one for one in tried if one["recall"] >= most - CLOSE)
 
 
 def _in_turns(contestants: list[tuple[Contestant, int]], queries: Array) -> list[list[float]]:
@@ -175,7 +176,7 @@ def _write(output: Path, found: dict[str, Any]) -> None:
     lines = [
         "# Searching an index", "",
         f"{found['count']:,} vectors of width {found['dim']} with a CLIP model's traits; {QUERIES:,} queries, half pictures and half texts; recall@{K} "
-        f"of an exact float32 search, raised to {LEAST} by the effort of the walk. Graphs: M {found['links']}, ef {found['expansion']} while built, "
+        f"of an exact float32 search, raised to {LEAST} by the effort of the walk, or as far as codes allow. Graphs: M {found['links']}, ef {found['expansion']} while built, "
         f"{THREADS} threads. One query at a time on one thread, all contestants in turns; edgeclip with keys and records. "
         "Memory: what the process grew by, mapped pages that were touched included. Made by `python -m benchmarks.retrieval`.", "",
         "| | recall@10 (pictures, texts) | ef | p50 | p99 | batch, queries/s | built, vectors/s | bytes a vector: file, memory | open | first query |",

@@ -23,7 +23,7 @@ class Contestant(ABC):
     """A library and its settings. `effort` is HNSW's ef; 0 where nothing is to choose."""
 
     name: str
-    efforts: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    efforts: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768)
 
     @abstractmethod
     def build(self, vectors: Array, path: Path) -> None:
