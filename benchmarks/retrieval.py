@@ -7,7 +7,7 @@
 Vectors of width 512 with a CLIP model's traits (tests/vectors.py) and 1,000 queries that are not among them, half pictures and half texts, k = 10.
 Every graph's effort is raised until recall@10 is 0.99 or more; then single queries are timed in one process, all contestants in
 turns, one thread each. edgeclip is timed through `Index.search_many`, which also fetches keys and records. Opening and memory are
-measured in a process of its own for each. Graphs are kept in .cache/retrieval; --again builds them anew. About 8 minutes on two cores.
+measured in a process of its own for each. Graphs are kept in .cache/retrieval; --again builds them anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Few bytes to walk by: the directions in which vectors differ most, one byte each.
 
-Of 512 components of CLIP-like vectors 96 directions hold 0.94 of the variance: of the 10 nearest of 100,000, all but 0.1 % lie among the
-50 nearest by those. A walk by 96 bytes in place of 1024 misses the cache less, and the graph is built 2.7 times as fast; what
+Of 512 components of CLIP-like vectors 96 directions hold 0.94 of the variance: of the 10 nearest of 100,000, all but 0.2 % lie among the
+50 nearest by those. A walk by 96 bytes in place of 1024 misses the cache less, and the graph of 20,000 took 2.4 s of CPU in place of 7.0; what
 it finds is ranked by the whole vectors.
 """
 

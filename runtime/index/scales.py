@@ -24,7 +24,7 @@ Vectors = NDArray[np.float32]
 _KEPT = 0.9999  # share of components within the range: the few beyond cost less, cut, than a coarser step would all others
 _FEW = 64  # vectors that show too little of the range: with fewer it is as for unrelated ones
 _DEVIATIONS = 4.0  # of a component, 1 / sqrt(D), where it cannot be measured
-_SAMPLE = 1 << 23  # components that a quantile is taken of: 0.1 s
+_SAMPLE = 1 << 23  # components that a quantile is taken of: 0.2 s
 _ROUNDS = 256  # until a row that was cut is coded alike again; the worst tried, an axis among 512, took 40
 _ROWS = 4096  # coded at once
 

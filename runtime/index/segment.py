@@ -25,7 +25,7 @@ Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Allowed = NDArray[np.bool_]
 
-# A walk that must give n rows takes about as long as 10 n comparisons; so few allowed rows are compared one by one.
+# A guess, not measured: a walk that must give n rows takes as long as 10 n comparisons. Fewer allowed rows are compared one by one.
 _WALK = 10
 _HOLES = 256  # rows of an exact segment that may be gone before every row left is compared by numpy, which takes twice as long
 
