@@ -131,8 +131,10 @@ class Records:
         with self._connection() as connection:
             # the order of the query is the file's own, so a block of neighbours is read in one go
             sql = "SELECT row, key, record FROM records WHERE row IN (SELECT value FROM json_each(?))"
-            for row, key, record in connection.execute(sql, (json.dumps(sorted(set(wanted))),)):
-                found[row] = Item(to_text(key), json.loads(record))
+            held = connection.execute(sql, (json.dumps(sorted(set(wanted))),)).fetchall()
+            records = json.loads(b"[" + b",".join([record for _, _, record in held]) + b"]")  # in one go
+            for (row, key, _), record in zip(held, records, strict=True):
+                found[row] = Item(to_text(key), record)
         if len(found) < len(set(wanted)):
             raise IndexError(f"{self.path}: has no row {min(set(wanted) - set(found))}")
         return [found[row] for row in wanted]

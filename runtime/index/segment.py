@@ -95,10 +95,10 @@ class Segment:
             return padded(np.empty((len(asked), 0), np.int64), np.empty((len(asked), 0), np.float32), k)
         if exact or not self._worth_it(free, k):
             return padded(*self._scan(asked, k, allowed), k)
-        rows, scores = self._quick(
+        rows, scores, enough = self._quick(
             asked, k, allowed, free, self._settings.expansion_search if expansion is None else expansion
         )
-        if len(short := np.flatnonzero((rows[:, : min(k, free)] < 0).any(axis=1))):
+        if len(short := np.flatnonzero(~enough)):
             rows[short], scores[short] = padded(*self._scan(asked[short], k, allowed), rows.shape[1])
         return padded(rows, scores, k)
 
@@ -112,19 +112,25 @@ class Segment:
 
     def _quick(
         self, asked: Vectors, k: int, allowed: Allowed | None, free: int, expansion: int
-    ) -> tuple[Rows, Vectors]:
-        """Rough candidates, then their cosines."""
+    ) -> tuple[Rows, Vectors, NDArray[np.bool_]]:
+        """Rough candidates, then their cosines; and of each query whether they were enough.
+
+        Where a filter leaves out what lies near a query, the few candidates that it lets pass are not the best of those it allows.
+        """
         spare = k + flat.SPARE
         rough = {"fp16": spare, "int8": 4 * spare, "bits": self._settings.oversample * k}
-        wanted = 4 * spare if self.narrow else rough[self._settings.precision]
+        least = wanted = 4 * spare if self.narrow else rough[self._settings.precision]
         if self._walker is None and self._signs is None:
             wanted += self.count - free
         elif allowed is not None:
             wanted = int(1.25 * wanted * self.count / free)
         rows = self._candidates(asked, min(self.count, max(wanted, k)), expansion)
-        if allowed is not None:
+        if allowed is None:
+            enough = np.asarray((rows[:, : min(k, free)] >= 0).all(axis=1))
+        else:
             rows = np.where((rows >= 0) & allowed[rows], rows, -1)
-        return flat.rescore(self._stored, self._scales, asked, rows, k, self._slots_of_stored)
+            enough = np.asarray((rows >= 0).sum(axis=1) >= min(least, free))
+        return *flat.rescore(self._stored, self._scales, asked, rows, k, self._slots_of_stored), enough
 
     def _candidates(self, asked: Vectors, wanted: int, expansion: int) -> Rows:
         """(Q, C) rows near each query, as far as codes tell; -1 where fewer came."""

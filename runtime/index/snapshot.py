@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 
@@ -79,10 +80,15 @@ class Snapshot:
     _removed: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     _more: list[Ids] = field(default_factory=list)  # not yet sorted into `_removed`
 
-    @property
+    @cached_property
     def log_path(self) -> Path:
         """Where the log lies."""
         return log_path(self.path, self.manifest.log)
+
+    @cached_property
+    def _paths(self) -> tuple[str, str]:
+        """Of the manifest and the log, as they are looked at for each search: a Path made anew takes longer than the look."""
+        return str(self.path / NAME), str(self.log_path)
 
     @property
     def removed(self) -> Ids:
@@ -94,14 +100,14 @@ class Snapshot:
     def newest(self) -> bool:
         """Whether `index.json` is still the one that was read."""
         try:
-            now = (self.path / NAME).stat()
+            now = os.stat(self._paths[0])  # noqa: PTH116
         except FileNotFoundError:
             return False
         return (now.st_dev, now.st_ino) == self.identity
 
     def follow(self) -> bool | None:
         """Read what the log has got since. True: something; None: read all again, it was cut. Raises InputError, OSError."""
-        now = self.log_path.stat()
+        now = os.stat(self._paths[1])  # noqa: PTH116
         if (stamp := (now.st_size, now.st_mtime_ns)) == self.seen:
             return False
         found = log.read(self.log_path, self.position, self.manifest.origin.dim)

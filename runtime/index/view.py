@@ -112,6 +112,8 @@ class View:
 
     def ids(self, part: Rows, row: Rows) -> Ids:
         """The ids at these places, -1 where there are none."""
+        if len(self.parts) == 1:  # most of the time
+            return np.where(row < 0, -1, self.parts[0].ids[row])
         found = np.full(part.shape, -1, np.int64)
         for number, one in enumerate(self.parts):
             here = part == number
@@ -133,10 +135,8 @@ class View:
     def _items(self, part: Rows, row: Rows) -> dict[tuple[int, int], Item]:
         found: dict[tuple[int, int], Item] = {}
         for number, one in enumerate(self.parts):
-            rows = np.unique(row[part == number]).tolist()
-            found |= (
-                dict(zip(((number, r) for r in rows), one.records.items(rows), strict=True)) if rows else {}
-            )
+            if rows := sorted(set(row[part == number].tolist())):
+                found |= zip(((number, r) for r in rows), one.records.items(rows), strict=True)
         return found
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[Part, int]]:
