@@ -6,7 +6,7 @@
 
 Vectors of width 512 with a CLIP model's traits (tests/vectors.py) and 1,000 queries that are not among them, half pictures and half texts, k = 10.
 Every graph's effort is raised until recall@10 is 0.99 or more; then single queries are timed in one process, all contestants in
-turns, one thread each. edgeclip is timed through `Index.search_many`, which also fetches keys and records. Opening and memory are
+turns, one thread each. edgeclip is timed through `Index.search_ids`, and through `Index.search_many`, which also fetches keys and records. Opening and memory are
 measured in a process of its own for each. Graphs are kept in .cache/retrieval; --again builds them anew.
 """
 
@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe
-from benchmarks.retrieval_contestants import CONTESTANTS, EXPANSION, LINKS, THREADS, Array, Contestant, built
+from benchmarks.retrieval_contestants import (
+    CONTESTANTS,
+    EXPANSION,
+    LINKS,
+    THREADS,
+    Array,
+    Contestant,
+    built,
+    place,
+)
 from edgeclip.runtime.index.segment import recall
 from tests.vectors import clip_like
 
@@ -31,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 K, DIM, QUERIES = 10, 512, 1000
 LEAST, CLOSE = 0.99, 0.001
 ROUNDS = 3
+TURN = 100  # queries in a row: a program that asks has its caches
 FLAT = 50  # queries that the exhaustive ones are timed with
 
 
@@ -61,7 +71,7 @@ def _measure(count: int, names: list[str], folder: Path, again: bool) -> list[di
     vectors, queries, truth = _data(count, folder)
     rows, opened = [], {}
     for name in names:
-        contestant, path, seconds = built(name, vectors, folder, again=again)
+        contestant, path, seconds = built(name, vectors, folder, again=again and "+" not in name)
         row = {
             "name": contestant.name,
             "build_s": seconds,
@@ -124,11 +134,9 @@ def _in_turns(contestants: list[tuple[Contestant, int]], queries: Array) -> list
     for one, effort in contestants:
         one.set_effort(effort)
         one.search(queries[:20], K, 1)
-    for _ in range(ROUNDS):
-        for at, i in enumerate(order):
-            for taken, (one, effort) in zip(times, contestants, strict=True):
-                if effort == 0 and at >= FLAT:
-                    continue
+    for part in np.array_split(np.tile(order, ROUNDS), ROUNDS * len(order) // TURN):
+        for taken, (one, effort) in zip(times, contestants, strict=True):
+            for i in part if effort else part[: FLAT * TURN // len(order)]:
                 start = time.perf_counter()
                 one.search(queries[i : i + 1], K, 1)
                 taken.append(1e3 * (time.perf_counter() - start))
@@ -146,7 +154,7 @@ def _probe(name: str, folder: Path) -> dict[str, Any]:
     )
     __import__("usearch.index")
     before, start = _resident(), time.perf_counter()
-    contestant.open(folder / name)
+    contestant.open(place(name, folder))
     opened = time.perf_counter()
     contestant.search(queries[:1], K, 1)
     first = time.perf_counter()
@@ -177,7 +185,7 @@ def _write(output: Path, found: dict[str, Any]) -> None:
         "# Searching an index", "",
         f"{found['count']:,} vectors of width {found['dim']} with a CLIP model's traits; {QUERIES:,} queries, half pictures and half texts; recall@{K} "
         f"of an exact float32 search, raised to {LEAST} by the effort of the walk, or as far as codes allow. Graphs: M {found['links']}, ef {found['expansion']} while built, "
-        f"{THREADS} threads. One query at a time on one thread, all contestants in turns; edgeclip with keys and records. "
+        f"{THREADS} threads. One query at a time on one thread, all contestants in turns of 100. "
         "Memory: what the process grew by, mapped pages that were touched included. Made by `python -m benchmarks.retrieval`.", "",
         "| | recall@10 (pictures, texts) | ef | p50 | p99 | batch, queries/s | built, vectors/s | bytes a vector: file, memory | open | first query |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -43,11 +43,15 @@ class Contestant(ABC):
 
 
 class EdgeClip(Contestant):
-    """A whole index: what it finds has keys and records."""
+    """A whole index: ids as the others give them, or hits with their keys and records."""
 
-    def __init__(self, precision: Any, *, exact: bool = False) -> None:
-        self.name = f"edgeclip {precision}" + (", exact" if exact else "")
-        self.precision, self.exact = precision, exact
+    def __init__(self, precision: Any, *, exact: bool = False, records: bool = False) -> None:
+        self.name = (
+            f"edgeclip {precision}"
+            + (", exact" if exact else "")
+            + (", with keys and records" if records else "")
+        )
+        self.precision, self.exact, self.records = precision, exact, records
         if exact:
             self.efforts = (0,)
 
@@ -81,7 +85,9 @@ class EdgeClip(Contestant):
             part.segment._settings = dataclasses.replace(part.segment._settings, **changed)  # type: ignore[arg-type]
 
     def search(self, queries: Array, k: int, threads: int) -> Array:
-        """Index.search_many: hits with their keys and records, as a user gets them."""
+        """`Index.search_ids`, or `Index.search_many`."""
+        if not self.records:
+            return self.index.search_ids(queries, k)[0]
         found = [[hit.id for hit in hits] for hits in self.index.search_many(queries, k)]
         return np.array([row + [-1] * (k - len(row)) for row in found])
 
@@ -194,6 +200,7 @@ class Faiss(Contestant):
 
 CONTESTANTS: dict[str, Callable[[], Contestant]] = {
     "edgeclip-fp16": lambda: EdgeClip("fp16"),
+    "edgeclip-fp16+records": lambda: EdgeClip("fp16", records=True),
     "edgeclip-int8": lambda: EdgeClip("int8"),
     "edgeclip-bits": lambda: EdgeClip("bits"),
     "edgeclip-exact": lambda: EdgeClip("fp16", exact=True),
@@ -204,10 +211,15 @@ CONTESTANTS: dict[str, Callable[[], Contestant]] = {
 }
 
 
+def place(name: str, folder: Path) -> Path:
+    """The file or folder of a contestant; one index is asked in two ways."""
+    return folder / name.partition("+")[0]
+
+
 def built(name: str, vectors: Array, folder: Path, *, again: bool) -> tuple[Contestant, Path, float]:
     """A contestant, its file, and the seconds that it took to write: kept from an earlier run unless `again`."""
-    contestant, path = CONTESTANTS[name](), folder / name
-    kept = folder / f"{name}.seconds"
+    contestant, path = CONTESTANTS[name](), place(name, folder)
+    kept = path.with_name(f"{path.name}.seconds")
     if again or not kept.exists():
         kept.unlink(missing_ok=True)
         start = time.perf_counter()
