@@ -50,7 +50,7 @@ platforms: .venv/.done  ## wheels for the runtime exist on the boards' Pythons
 
 .venv-demo/.done: pyproject.toml constraints.txt
 	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu]'
+	.venv-demo/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[cpu,index]'
 	touch $@
 
 clean:
