@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,51 @@ def test_sizes() -> None:
         size(RayOptions(gpus=1), nodes(8), {"CPU": 8.0})
     with pytest.raises(InputError, match="Ray: expected 1 or more workers and cpus"):
         RayOptions(cpus=0)
+
+
+@pytest.fixture
+def begun(stand_in: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that Ray, not begun yet, was begun with."""
+    found: list[str] = []
+    monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
+    monkeypatch.setattr(sys.modules["ray"], "init", lambda address, **_: found.append(address), raising=False)
+    monkeypatch.setattr(sys.modules["ray"], "shutdown", lambda: None, raising=False)
+    return found
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:{port}", "127.0.0.1:{port}"])
+def test_a_cluster_that_does_not_answer_is_one_line(begun: list[str], address: str) -> None:
+    with socket.socket() as held:  # bound, so nobody else gets it; not listening, so nobody answers
+        held.bind(("127.0.0.1", 0))
+        address = address.format(port=held.getsockname()[1])
+        with (
+            pytest.raises(EngineError, match=f"^Ray: {address}: expected a cluster's head, nothing answers"),
+            ray_build.cluster(RayOptions(address)),
+        ):
+            pass
+        assert begun == []
+        held.listen()
+        with ray_build.cluster(RayOptions(address)):
+            assert begun == [address]
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://host:port", "host", "host:", "", "ray://", "[::1:6379", "host:70000"]
+)
+def test_an_address_that_is_none(begun: list[str], address: str) -> None:
+    with (
+        pytest.raises(InputError, match=r"^Ray: expected auto, ray://HOST:PORT or HOST:PORT, got '"),
+        ray_build.cluster(RayOptions(address)),
+    ):
+        pass
+    assert begun == []
+
+
+def test_names_are_left_to_ray(begun: list[str]) -> None:
+    for address in ("auto", "local", "anyscale://here:1", None):
+        with ray_build.cluster(RayOptions(address)):
+            pass
+    assert begun == ["auto", "local", "anyscale://here:1", "local"]
 
 
 def test_the_comparison_sees(

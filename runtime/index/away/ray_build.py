@@ -15,12 +15,14 @@ import itertools
 import logging
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from edgeclip.errors import EdgeClipError, EngineError, InputError, MissingExtraError
 from edgeclip.runtime.index.build import build_index
@@ -32,6 +34,8 @@ from edgeclip.runtime.index.ways import Made, Way
 SENT = 32  # entries in one row of the data set: some four batches of a worker
 WAVE_ENTRIES, WAVE_BYTES = 100_000, 512 << 20  # of one data set; starting its workers takes seconds
 MOST_BLOCKS = 2000  # each is a task
+REACH_S = 5.0  # to open a connection; Ray itself goes on trying
+_CLIENT_PORT = 10001  # of ray://host
 _ENVIRONMENT = {  # of a Ray that is started here
     "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
     "RAY_worker_niceness": "0",  # 15 is its own: any other program would come first
@@ -220,7 +224,7 @@ def cluster(options: RayOptions) -> Iterator[None]:
     """Ray, started or joined for as long as it takes; one that the caller has started stays as it is.
 
     Raises:
-        MissingExtraError: no Ray. EngineError: no cluster at this address.
+        MissingExtraError: no Ray. EngineError: no cluster at this address. InputError: an address that is none.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -236,6 +240,8 @@ def cluster(options: RayOptions) -> Iterator[None]:
             "ray.data",
         ):  # a report on stderr every few seconds, and pages of what is told in one line here
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        if options.address is not None:
+            _reach(options.address)
         local: dict[str, Any] = {} if options.address else {"include_dashboard": False}
         try:
             ray.init(options.address or "local", logging_level=logging.CRITICAL, log_to_driver=False, **local)
@@ -254,6 +260,30 @@ def cluster(options: RayOptions) -> Iterator[None]:
         context.enable_progress_bars = bars
         if ours:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises EngineError where nothing answers at HOST:PORT or ray://HOST:PORT, InputError for a port that is none.
+
+    "auto" and schemes of others are left to Ray.
+    """
+    scheme, _, place = address.rpartition("://")
+    if scheme not in ("", "ray") or address in ("auto", "local"):
+        return
+    try:
+        parts = urlsplit(f"//{place}")
+        host, port = parts.hostname, parts.port or (_CLIENT_PORT if scheme else None)
+    except ValueError:  # a port that is no number, a bracket left open
+        host = port = None
+    if host is None or port is None:
+        raise InputError(f"Ray: expected auto, ray://HOST:PORT or HOST:PORT, got {address!r}.")
+    try:
+        socket.create_connection((host, port), timeout=REACH_S).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one of a host
+        raise EngineError(
+            f"Ray: {address}: expected a cluster's head, nothing answers at {host} port {port} ({error}). "
+            "Start one there (ray start --head), or let its port through."
+        ) from error
 
 
 def _told(error: BaseException) -> str:
