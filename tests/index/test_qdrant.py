@@ -23,6 +23,7 @@ from edgeclip.runtime.index.away.qdrant_client import (
 )
 from edgeclip.runtime.index.filters import All, Compare, Filter, Not, Some
 from edgeclip.runtime.index.index import Index
+from edgeclip.runtime.index.queries import Query
 from edgeclip.runtime.index.types import Item, Origin
 from tests.index.away import ODD, ORIGIN, InMemory, small
 from tests.mutants import broken
@@ -274,6 +275,20 @@ def test_queries_that_cannot_be_used(pushed: tuple[InMemory, QdrantIndex]) -> No
         there.search(np.ones(16, np.float32), 0)
     with pytest.raises(InputError, match="opened without a model, so a query is a vector, got str"):
         there.search("a cat")
+    one = Query(images=[there.vectors([next(iter(there.keys()))])[0]])  # vectors alone need no model
+    assert there.search(one, 1)[0].key == next(iter(there.keys()))
+    count = len(there)
+    with pytest.raises(InputError, match="expected a condition on what to remove, got None"):
+        there.remove_where(None)
+    assert len(there) == count
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a picture")
+    for place in (tmp_path, tmp_path / "a.jpg"):
+        with pytest.raises(InputError, match="already exists and is no Qdrant folder"):
+            QdrantIndex.create(f"qdrant:{place}", ORIGIN)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_targets() -> None:
@@ -294,7 +309,9 @@ def test_targets() -> None:
 
 
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(InputError, match=r"qdrant:http://127\.0\.0\.1:9/pets: Qdrant: .*refused"):
+    with pytest.raises(
+        InputError, match=r"qdrant:http://127\.0\.0\.1:9/pets: Qdrant: .*refused\. Expected a server there"
+    ):
         QdrantIndex.create("qdrant:http://127.0.0.1:9/pets", ORIGIN)
 
 

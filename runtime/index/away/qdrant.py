@@ -264,17 +264,19 @@ class QdrantIndex:
 
     def vector_of(self, query: Any) -> Vectors:
         """The (D,) unit vector of whatever `search` takes."""
-        from edgeclip.runtime.index.queries import Query, compose
+        from edgeclip.runtime.index.queries import Query, compose_for
 
         if isinstance(query, np.ndarray) and query.dtype != np.uint8:
             return np.asarray(query, np.float32)
+        if isinstance(query, Query):  # of vectors alone it needs no model
+            return compose_for(self, self._model, query)
         if self._model is None:
             raise InputError(
                 f"{self.place}: opened without a model, so a query is a vector, got {type(query).__name__}. Pass one to QdrantIndex.open."
             )
         if isinstance(query, str):
             return self._model.embed_texts(query)
-        return compose(self._model, query) if isinstance(query, Query) else self._model.embed_images(query)
+        return self._model.embed_images(query)
 
     def get(self, keys: Iterable[str]) -> dict[str, Item]:
         """Key -> item, of those that are there."""
@@ -322,7 +324,11 @@ class QdrantIndex:
         return len(gone)
 
     def remove_where(self, where: Where) -> int:
-        """Remove whatever meets a condition. Returns how many."""
+        """Remove whatever meets a condition. Returns how many. Raises InputError without one: {} is for all of them."""
+        if where is None:
+            raise InputError(
+                f"{self.place}: expected a condition on what to remove, got None. All of it: {{}}."
+            )
         from edgeclip.runtime.index.away.qdrant_filters import Wanted
 
         wanted = Wanted.of(where)

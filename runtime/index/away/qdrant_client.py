@@ -16,6 +16,7 @@ from edgeclip.errors import EdgeClipError, InputError, MissingExtraError
 
 COLLECTION = "edgeclip"  # of a folder that holds one
 MEMORY = ":memory:"
+_BEGUN = (".lock", "collection")  # in a folder before its meta.json
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +120,19 @@ def connect(place: Place, *, allow_pickle: bool = False, must_exist: bool = Fals
             raise InputError(
                 f"{place}: no Qdrant folder. `edgeclip index export INDEX -o {place}` makes one."
             )
+        if not (folder / "meta.json").is_file() and _holds_others(folder):
+            raise InputError(f"{place}: already exists and is no Qdrant folder. Choose another place.")
         if not allow_pickle and any(folder.glob("collection/*/storage.*")):
             raise InputError(
                 f"{place}: Qdrant keeps the points of a folder as pickles, which run whatever code their writer put there. "
                 "Pass --allow-pickle (allow_pickle=True) for a folder of your own."
             )
         return QdrantClient(path=str(folder))
+
+
+def _holds_others(folder: Path) -> bool:
+    """Whether a folder, or a file in its place, holds what Qdrant does not begin with."""
+    return folder.is_file() or (folder.is_dir() and any(one.name not in _BEGUN for one in folder.iterdir()))
 
 
 def models_of() -> Any:
@@ -183,7 +191,14 @@ def asking(place: Place) -> Iterator[None]:
         if not _is_refusal(error):
             raise
         shown = " ".join(str(getattr(error, "source", error)).split())[:300]
-        raise InputError(f"{place}: Qdrant: {shown}") from error
+        hint = ". Expected a server there: check the address, or start one" if _is_unanswered(error) else ""
+        raise InputError(f"{place}: Qdrant: {shown}{hint}") from error
+
+
+def _is_unanswered(error: Exception) -> bool:
+    from qdrant_client.http.exceptions import ResponseHandlingException
+
+    return isinstance(error, ResponseHandlingException)
 
 
 def _is_refusal(error: Exception) -> bool:
