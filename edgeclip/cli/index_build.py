@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from edgeclip.cli.boxes import read_boxes
 from edgeclip.cli.common import emit, finish, json_option, model_options, say, strict_option
 from edgeclip.cli.index_show import build_table, progress_bar
+from edgeclip.errors import InputError
+from edgeclip.files import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from edgeclip.runtime.index.build_words import BuildReport, BuildSettings, Progress
@@ -142,6 +145,10 @@ def _run(
 
     settings = BuildSettings(boxes=_boxes(boxes_file), update=not new_only, trust=trust, **how)
     opened = open_source(source[0] if len(source) == 1 else source, root, kind)
+    if not settings.prune and next(iter(opened), None) is None:  # with --prune it may have become empty
+        raise InputError(
+            f"{', '.join(source)}: holds nothing to index. Pictures have names that end in {', '.join(sorted(PICTURE_SUFFIXES))}."
+        )
     where: Any = nullcontext()
     if ray is not None and not opened.has_vectors:
         from edgeclip.runtime.index.away.ray_build import RayOptions, Spread, cluster
@@ -150,7 +157,7 @@ def _run(
         opening = {"engine": engine, "variants": variants}
         settings, where = replace(settings, elsewhere=Spread(bundle, opening, machines)), cluster(machines)
     with where, progress_bar(as_json) as tell, _kept(place):
-        if opened.has_vectors and not trust:  # their file says whose they are
+        if opened.has_vectors and not trust and not _said("bundle"):  # their file says whose they are
             report = run(opened, None, settings, tell)
         else:
             with edgeclip.load(bundle, engine=engine, threads=threads, variants=variants) as model:
@@ -162,6 +169,11 @@ def _run(
     else:
         build_table(place, report, facts)
     return finish(report.added + report.updated + report.unchanged, report.failures, strict)
+
+
+def _said(option: str) -> bool:
+    """Whether an option was passed, and is not there by default."""
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def _boxes(file: Path | None) -> Mapping[Path, Sequence[Any]] | None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeclip.cli.common import emit, engine_options, json_option, say, strict_option
 from edgeclip.cli.index_show import show, size, size_rows
 from edgeclip.errors import CheckFailed, InputError
+
+if TYPE_CHECKING:
+    from edgeclip.runtime.index.index import Index
+    from edgeclip.runtime.model import Model
 
 REMOVE_EXAMPLES = """\b
 Examples:
@@ -106,7 +110,6 @@ def info(
     INDEX is its folder.
     """
     import edgeclip
-    from edgeclip.runtime.index.index import Index
 
     if bundle is not None and not measure:
         raise click.UsageError("-b says what --measure measures: pass --measure too.")
@@ -115,8 +118,7 @@ def info(
         if bundle is not None
         else nullcontext()
     )
-    # a figure that cannot be kept, on a disk that cannot be written, is shown all the same
-    with loaded as model, Index.open(index, model, write=measure and os.access(index, os.W_OK)) as opened:
+    with loaded as model, _opened(index, model, to_keep=measure) as opened:
         found = {}
         if measure:
             found["recall"] = opened.measure_recall()
@@ -131,6 +133,16 @@ def info(
     else:
         show(index, _info_rows(facts))
     return 0
+
+
+def _opened(index: str, model: Model | None, *, to_keep: bool) -> Index:
+    """For writing where that can be: a figure that cannot be kept is shown all the same."""
+    from edgeclip.runtime.index.index import Index
+
+    if to_keep and os.access(index, os.W_OK):
+        with suppress(InputError):  # somebody writes to it; whatever else it is, is told below
+            return Index.open(index, model, write=True)
+    return Index.open(index, model)
 
 
 def _info_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -161,11 +173,14 @@ def verify(index: str, as_json: bool) -> int:
 
     INDEX is its folder. Exit code 1 where anything is damaged.
     """
+    from edgeclip.runtime.index.manifest import NAME
     from edgeclip.runtime.index.verify import find_problems
 
     place = Path(index)
-    if not place.is_dir():
-        raise InputError(f"{index}: no such index.")
+    if not (
+        (place / NAME).exists() or (place / "segments").is_dir()
+    ):  # what holds segments has lost the other
+        raise InputError(f"{index}: no such index. Make one with `edgeclip index build`.")
     problems = find_problems(place)
     total = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     if as_json:

@@ -130,8 +130,48 @@ def test_verify_reads_every_byte(photos: Path, sealed: Path, tmp_path: Path, edg
             assert said.code == 1, file
             assert said.record["problems"], file
             shutil.rmtree(copy)
-    said = edgeclip("index", "verify", tmp_path / "no")
-    assert (said.code, said.line) == (2, f"edgeclip: {tmp_path}/no: no such index.")
+    for other in (tmp_path / "no", photos):
+        said = edgeclip("index", "verify", other)
+        assert (said.code, said.line) == (
+            2,
+            f"edgeclip: {other}: no such index. Make one with `edgeclip index build`.",
+        )
+    (place / "index.json").unlink()
+    assert edgeclip("index", "verify", place, "--json").code == 1
+
+
+def test_a_source_of_nothing_is_told_before_anything_is_made(
+    photos: Path, sealed: Path, tmp_path: Path, edgeclip: Edgeclip
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.jsonl").write_text("no json\n")
+    for source, problem in (
+        ("empty", "empty: holds nothing to index. Pictures have names that end in .avif"),
+        ("", "source: expected a folder or file, got an empty name."),
+        (
+            "no.jsonl",
+            "no.jsonl:1: no JSON (Expecting value: line 1 column 1 (char 0)). Expected one object a line.",
+        ),
+    ):
+        said = edgeclip("index", "build", source and tmp_path / source, "-o", tmp_path / "i", "-b", sealed)
+        assert (said.code, problem in said.line) == (2, True)
+        assert not (tmp_path / "i").exists()
+    edgeclip("index", "build", photos, "-o", tmp_path / "i", "-b", sealed)
+    shutil.rmtree(photos)
+    photos.mkdir()
+    assert edgeclip("index", "build", photos, "-o", tmp_path / "i", "-b", sealed).code == 2
+    found = edgeclip("index", "build", photos, "-o", tmp_path / "i", "-b", sealed, "--prune", "--json").record
+    assert found["removed"] == 3
+
+
+def test_a_measure_that_cannot_be_kept_is_shown(
+    photos: Path, sealed: Path, tmp_path: Path, edgeclip: Edgeclip
+) -> None:
+    edgeclip("index", "build", photos, "-o", tmp_path / "i", "-b", sealed)
+    with Index.open(tmp_path / "i", write=True):
+        said = edgeclip("index", "info", tmp_path / "i", "--measure", "--json")
+    assert (said.code, said.err) == (0, "")
+    assert said.record["measured"]["recall"]["recall"] == 1
 
 
 def test_boxes_captions_and_vectors(
@@ -151,6 +191,13 @@ def test_boxes_captions_and_vectors(
     with monkeypatch.context() as patch:
         patch.setattr("edgeclip.runtime.model.load", load)
         assert edgeclip("index", "build", table, "-o", tmp_path / "v", "--json").record["added"] == 2
+    columns = {"key": ["p", "q"], "embedding": list(rows)}
+    other = parquet(tmp_path / "w.parquet", columns, {"edgeclip.model_id": "2" * 64})
+    said = edgeclip("index", "build", other, "-o", tmp_path / "w", "-b", sealed)
+    assert (said.code, "w.parquet: vectors of a model (222222222222), the bundle is" in said.line) == (
+        2,
+        True,
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.jsonl").write_text(json.dumps({"path": "photos/a.png", "boxes": [[0, 0, 9, 9]]}))
     said = edgeclip("index", "build", photos, "-o", tmp_path / "r", "-b", sealed, "--boxes", "b.jsonl")

@@ -61,8 +61,8 @@ def open_source(
         InputError: nothing is there, no kind fits, or two do.
     """
     if not isinstance(location, (str, os.PathLike)):
-        return _open_files([os.fspath(path) for path in location], root)
-    name = os.fspath(location)
+        return _open_files([_named(path) for path in location], root)
+    name = _named(location)
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind {kind!r}: unknown. Choose from {', '.join(KINDS)}.")
     fitting = [one for one in KINDS if import_module(KINDS[one]).matches(name)] if kind is None else [kind]
@@ -76,6 +76,13 @@ def open_source(
     if Path(name).is_file():
         return _open_files([name], root)
     raise InputError(f"{name}: no such folder or file. Expected pictures or one of {', '.join(KINDS)}.")
+
+
+def _named(location: str | os.PathLike[str]) -> str:
+    """Its name. Raises InputError for an empty one, as of a shell's variable that is not set: it would mean the folder one is in."""
+    if not (name := os.fspath(location)):
+        raise InputError("source: expected a folder or file, got an empty name.")
+    return name
 
 
 def _open_files(names: Sequence[str], root: str | os.PathLike[str] | None) -> Source:

@@ -31,7 +31,10 @@ def open_source(location: str, root: str | os.PathLike[str] | None = None) -> Ta
             f"{location}: cannot be read ({error.strerror}). Expected one object a line."
         ) from error
     rows = [_row(line, f"{path.name}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    return Table(path, rows, next((list(row) for row in rows if isinstance(row, dict)), []))
+    first = next((row for row in rows if isinstance(row, dict)), None)
+    if first is None and rows:
+        raise InputError(f"{rows[0]} Expected one object a line.")
+    return Table(path, rows, list(first or []))
 
 
 def _row(line: str, where: str) -> dict[str, Any] | str:
