@@ -107,7 +107,7 @@ def command(
             emit(_line(rank, hit))
     elif found.hits:
         _table(found)
-    elif found.count:
+    elif found.count or not found.failures:  # what failed is told below
         say(f"{place}: nothing fits, of {found.count}.")
     return finish(found.count if found.failures else 1, found.failures, strict)
 

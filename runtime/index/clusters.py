@@ -68,6 +68,8 @@ def cluster(
     """
     rows = rows.pinned()
     ids = rows.ids_where(None)
+    if not len(ids):
+        raise InputError("k: the index holds no items to put together.")
     if not 1 <= k <= len(ids):
         raise InputError(f"k: expected 1 to {len(ids)}, the number of items, got {k}.")
     random = np.random.default_rng(seed)

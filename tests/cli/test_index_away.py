@@ -88,7 +88,7 @@ WRONG = [
     (("export", "INDEX", "-o", "x.parquet", "--prune"), "are of qdrant: places"),
     (("export", "INDEX", "-o", "qdrant:http://host:6333"), "expected an address and a collection"),
     (("export", "nowhere", "-o", "x.parquet"), "nowhere"),
-    (("import", "nowhere.parquet", "-o", "x.index"), "nowhere.parquet: cannot be read"),
+    (("import", "nowhere.parquet", "-o", "x.index"), "nowhere.parquet: no such file."),
     (("import", "qdrant:nowhere", "-o", "x.index"), "no Qdrant folder"),
 ]
 

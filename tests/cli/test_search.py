@@ -95,6 +95,10 @@ def test_scores_filters_and_thresholds(index: Path, toy: Path, edgeclip: Edgecli
     assert grouped == [i for i in ranked(vector("a cat")) if i != ranked(vector("a cat"), [4, 5])[1]]
     nothing = edgeclip(*asked[:-1], "--where", "n > 99")
     assert (nothing.code, nothing.line) == (0, f"edgeclip: {index}: nothing fits, of 6.")
+    with Index.open(index) as full:
+        Index.create(index.parent / "empty.index", full.origin).close()
+    nothing = edgeclip("search", index.parent / "empty.index", *asked[2:-1])
+    assert (nothing.code, nothing.line) == (0, f"edgeclip: {index.parent}/empty.index: nothing fits, of 0.")
 
 
 def test_more_like_one_needs_no_model(index: Path, edgeclip: Edgeclip) -> None:

@@ -143,6 +143,8 @@ def test_refusals() -> None:
     for k in (0, 4):
         with pytest.raises(InputError, match=f"k: expected 1 to 3, the number of items, got {k}"):
             cluster(rows, k)
+    with pytest.raises(InputError, match="the index holds no items to put together"):
+        cluster(Compared(np.empty((0, 3))), 1)
     with pytest.raises(InputError, match="least: expected 1 or more, got 0"):
         cluster_by_threshold(rows, 0.9, least=0)
 

@@ -115,6 +115,8 @@ class ParquetVectors:
     def __init__(self, path: Path) -> None:
         pa, pq = _pyarrow()
         self.path = path
+        if not path.is_file():
+            raise InputError(f"{path}: no such file. Check the path.")
         try:
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
