@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-LINKS, EXPANSION = 16, 128  # of every graph: HNSW's M, and its ef while it is built
+LINKS, EXPANSION = 16, 400  # of every graph: HNSW's M, and its ef while it is built
 
 THREADS = len(os.sched_getaffinity(0))
 

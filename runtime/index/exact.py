@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.runtime.codecs.nearest import best, hamming
+from edgeclip.runtime.codecs.nearest import best, floats, hamming
 from edgeclip.runtime.index.scales import Scales, decode
 
 Array = NDArray[Any]
@@ -121,13 +121,16 @@ def rescore(
     most = max(1, _GATHERED // max(1, rows.shape[1] * codes.shape[1]))
     for start in range(0, len(queries), most):
         some = rows[start : start + most]
-        stored = decode(np.take(codes, some if slots is None else slots[some], axis=0), scales)
-        if len(queries) == 1:  # half the time of a stack of one
-            np.matmul(stored[0], queries[0], out=scores[0])
-        else:
-            np.matmul(
-                stored, queries[start : start + most, :, None], out=scores[start : start + most, :, None]
-            )
+        held = np.take(codes, some if slots is None else slots[some], axis=0)
+        if len(queries) == 1 and held.dtype == np.float16:  # a third of the time of what follows
+            stored = floats(held[0])
+            scores[0] = stored @ queries[0] / np.sqrt(np.einsum("cd,cd->c", stored, stored))
+            break
+        np.matmul(
+            decode(held, scales),
+            queries[start : start + most, :, None],
+            out=scores[start : start + most, :, None],
+        )
     scores[rows < 0] = -np.inf
     each, order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores))[:, :k]
     return rows[each, order], scores[each, order]

@@ -119,7 +119,7 @@ class Segment:
         """
         spare = k + flat.SPARE
         rough = {"fp16": spare, "int8": 4 * spare, "bits": self._settings.oversample * k}
-        least = wanted = 4 * spare if self.narrow else rough[self._settings.precision]
+        least = wanted = 3 * spare if self.narrow else rough[self._settings.precision]
         if self._walker is None and self._signs is None:
             wanted += self.count - free
         elif allowed is not None:

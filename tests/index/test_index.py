@@ -167,7 +167,7 @@ def test_what_cannot_be_asked(index: Index) -> None:
     index.add(rows(2), ["a", "b"])
     for query, words in (
         (np.zeros(16, np.float32), r"expected \(Q, 32\) vectors, got \(1, 16\)"),
-        (np.full(DIM, np.inf, np.float32), "not finite"),
+        (np.full(DIM, np.inf, np.float32), "finite"),
         ("a cat", "opened without a model, so a query is a vector, got str"),
     ):
         with pytest.raises(InputError, match=words):
