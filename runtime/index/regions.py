@@ -1,6 +1,6 @@
 """Regions of pictures in an index: each one an item, whose record tells its picture and its box.
 
-index_regions(index, model, paths, proposals=20)
+items, rows = next(regions_of(model, ["a.jpg"], proposals=20))
 best_of_each(lambda k: index.search("a wheel", k), 10, len(index))
 """
 
@@ -19,7 +19,6 @@ from edgeclip.runtime.detect.nms import nms
 from edgeclip.runtime.index.types import Hit, Item
 
 if TYPE_CHECKING:
-    from edgeclip.runtime.index.index import Index
     from edgeclip.runtime.model import Model
 
 Vectors = NDArray[np.float32]
@@ -27,45 +26,6 @@ Found = tuple[list[Item], Vectors]  # of one picture: R items, (R, D) unit rows
 Pictures = Sequence["str | os.PathLike[str]"]
 
 OVERLAP = 0.5  # of two proposals that overlap by more (IoU) the one with the better objectness stays
-ADDED_AT_ONCE = 1024  # regions: what a crash may cost to embed again
-
-
-def index_regions(
-    index: Index,
-    model: Model,
-    pictures: Pictures,
-    *,
-    boxes: Sequence[ArrayLike] | None = None,
-    proposals: int | None = None,
-    batch_size: int = 8,
-) -> list[int | InputError]:
-    """Add the regions of pictures; those that the index holds of the same pictures and that are no longer there, go.
-
-    Args:
-        index: open for writing.
-        pictures: paths.
-        boxes: (R, 4) xyxy in pixels for each picture; or else
-        proposals: take so many of what a detector proposes in each.
-        batch_size: pictures in one call of the engine.
-    Returns:
-        of each picture how many regions it gave, or why it cannot be used. Those before an error are durable.
-    Raises:
-        InputError: boxes and proposals, or neither; a detector that does not judge what it proposes.
-        EngineError: the bundle has neither a region encoder nor a detector.
-    """
-    old = _regions_in(index, {os.fspath(path) for path in pictures})
-    results: list[int | InputError] = []
-    held: list[tuple[str, Found]] = []
-    found = regions_of(model, pictures, boxes=boxes, proposals=proposals, batch_size=batch_size)
-    for path, each in zip(pictures, found, strict=True):
-        results.append(each if isinstance(each, InputError) else len(each[0]))
-        if isinstance(each, InputError):  # it cannot be read now: what is known of it stays
-            continue
-        held.append((os.fspath(path), each))
-        if sum(len(items) for _, (items, _) in held) >= ADDED_AT_ONCE:
-            _add(index, held, old)
-    _add(index, held, old)
-    return results
 
 
 def regions_of(
@@ -76,7 +36,17 @@ def regions_of(
     proposals: int | None = None,
     batch_size: int = 8,
 ) -> Iterator[Found | InputError]:
-    """The regions of each picture as items and vectors, or its error. Arguments and errors as of `index_regions`."""
+    """The regions of each picture as items and vectors, or its error.
+
+    Args:
+        pictures: paths.
+        boxes: (R, 4) xyxy in pixels for each picture; or else
+        proposals: take so many of what a detector proposes in each.
+        batch_size: pictures in one call of the engine.
+    Raises:
+        InputError: boxes and proposals, or neither; a detector that does not judge what it proposes.
+        EngineError: the bundle has neither a region encoder nor a detector.
+    """
     if (boxes is None) == (proposals is None):
         raise InputError("regions: expected either boxes or a number of proposals.")
     if proposals is not None:
@@ -160,23 +130,3 @@ def _file_facts(path: Any) -> dict[str, Any]:
     except OSError:  # it was read a moment ago, and is gone: what was seen is still true
         return facts
     return {**facts, "size": status.st_size, "mtime": status.st_mtime}
-
-
-def _regions_in(index: Index, paths: set[str]) -> dict[str, set[str]]:
-    """Path -> keys of its regions that the index holds."""
-    old: dict[str, set[str]] = {}
-    for _, item in index.items():
-        if "box" in item.record and (path := picture_of(item)) in paths:
-            old.setdefault(path, set()).add(item.key)
-    return old
-
-
-def _add(index: Index, held: list[tuple[str, Found]], old: dict[str, set[str]]) -> None:
-    """Add what is held, then remove what these pictures had and have no more."""
-    # by key: a picture may be named twice
-    rows = {item.key: (item, row) for _, (items, some) in held for item, row in zip(items, some, strict=True)}
-    if rows:
-        index.add(np.stack([row for _, row in rows.values()]), [item for item, _ in rows.values()])
-    gone = {key for path, _ in held for key in old.pop(path, ())}
-    index.remove(sorted(gone - rows.keys()))
-    held.clear()

@@ -14,8 +14,8 @@ import edgeclip
 from edgeclip import InputError, Model
 from edgeclip.runtime.index import regions
 from edgeclip.runtime.index.index import Index
-from edgeclip.runtime.index.regions import best_of_each, index_regions, region_key, regions_of
-from edgeclip.runtime.index.types import Hit, Item
+from edgeclip.runtime.index.regions import best_of_each, region_key, regions_of
+from edgeclip.runtime.index.types import Hit
 from tests.mutants import broken
 from tests.runtime.detectors import make_detector, scene
 from tests.runtime.regions import make_regions
@@ -53,8 +53,17 @@ def index(encoder: Model, tmp_path: Path) -> Iterator[Index]:
         yield opened
 
 
+def fill(index: Index, model: Model, paths: list[str], **asked: Any) -> list[int]:
+    """Add the regions of pictures; how many each gave."""
+    counts = []
+    for found in regions_of(model, paths, **asked):
+        assert not isinstance(found, InputError)
+        counts.append(len(index.add(found[1], found[0])))
+    return counts
+
+
 def test_boxes_become_items(index: Index, encoder: Model, paths: list[str]) -> None:
-    assert index_regions(index, encoder, paths, boxes=[[RED_BOX, BLUE_BOX, RED_BOX], [BLUE_BOX]]) == [2, 1]
+    assert fill(index, encoder, paths, boxes=[[RED_BOX, BLUE_BOX, RED_BOX], [BLUE_BOX]]) == [2, 1]
     three, two = paths
     assert list(index.keys()) == [f"{three}#0,0,16,16", f"{three}#64,48,80,64", f"{two}#64,48,80,64"]
     key = f"{three}#64,48,80,64"
@@ -68,24 +77,12 @@ def test_boxes_become_items(index: Index, encoder: Model, paths: list[str]) -> N
     assert {hit.key for hit in index.search(blue, 2)} == {f"{path}#64,48,80,64" for path in paths}
 
 
-def test_a_picture_asked_again_loses_what_it_had(index: Index, encoder: Model, paths: list[str]) -> None:
-    index.add(np.eye(1, 4), [Item(paths[0], {"path": paths[0]})])  # the picture as a whole stays
-    index_regions(index, encoder, paths, boxes=[[RED_BOX, BLUE_BOX], [BLUE_BOX]])
-    assert index_regions(index, encoder, paths[:1], boxes=[[RED_BOX]]) == [1]
-    assert set(index.keys()) == {paths[0], f"{paths[0]}#0,0,16,16", f"{paths[1]}#64,48,80,64"}
-    Path(paths[0]).write_bytes(b"damaged")  # what is known of it stays
-    results = index_regions(index, encoder, paths, boxes=[[BLUE_BOX], []])
-    assert isinstance(results[0], InputError)
-    assert results[1:] == [0]
-    assert set(index.keys()) == {paths[0], f"{paths[0]}#0,0,16,16"}
-
-
 def test_the_best_proposals_become_items(detector: Model, paths: list[str], tmp_path: Path) -> None:
     """Objectness is a cell's brightest channel: of 8 x 8 cells the coloured ones come first."""
     for path, cells in zip(paths, ({(0, 0): RED, (3, 4): BLUE}, {(1, 1): GREEN, (3, 4): BLUE}), strict=True):
         Image.fromarray(scene(cells, 64, 64, cell=8)).save(path)
     index = Index.create(tmp_path / "proposed.index", detector)
-    assert index_regions(index, detector, paths, proposals=2) == [2, 2]
+    assert fill(index, detector, paths, proposals=2) == [2, 2]
     seen = detector.propose(paths[1])
     assert seen.objectness is not None
     order = np.argsort(-seen.objectness, kind="stable")[:2]
