@@ -1,15 +1,53 @@
-"""What an index can keep beside a vector and give back as it was."""
+"""What an index can keep and give back as it was: vectors of length 1, and what stands beside them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index.types import Item
 
 MAX_NESTING = 100  # of a record; SQLite's JSON takes 1000
+
+
+def check_addition(vectors: ArrayLike, items: Sequence[Item], dim: int) -> NDArray[np.float32]:
+    """What an index is asked to keep, in one go.
+
+    Args:
+        vectors: (N, D) rows of L2 norm 1.
+        items: N, each key once.
+        dim: D.
+    Returns:
+        (N, D) float32.
+    Raises:
+        InputError: another shape or length, what is not finite, a key twice, or as `check_item`.
+    """
+    try:
+        rows = np.asarray(vectors, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"vectors: expected ({len(items)}, {dim}) numbers, a row for each item ({error})."
+        ) from error
+    if rows.shape != (len(items), dim):
+        raise InputError(f"vectors: expected ({len(items)}, {dim}), a row for each item, got {rows.shape}.")
+    norms = np.linalg.norm(rows, axis=1)
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-3))  # also what is not finite
+    if len(wrong):
+        raise InputError(
+            f"vectors[{wrong[0]}]: expected length 1, got {norms[wrong[0]]:.6g}. Divide each row by its L2 norm."
+        )
+    keys: set[str] = set()
+    for i, item in enumerate(items):
+        check_item(item, f"items[{i}]")  # what is acknowledged must be writable as a segment
+        if item.key in keys:
+            raise InputError(f"items[{i}]: key {item.key!r} is there twice.")
+        keys.add(item.key)
+    return rows
 
 
 def check_item(item: Item, where: str = "item") -> None:

@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from edgeclip.errors import InputError
 from edgeclip.runtime import fork
 from edgeclip.runtime.index import log
 from edgeclip.runtime.index.disk import Disk
-from edgeclip.runtime.index.item_check import check_item
+from edgeclip.runtime.index.item_check import check_addition
 from edgeclip.runtime.index.lock import WriteLock
 from edgeclip.runtime.index.manifest import Manifest
 from edgeclip.runtime.index.publish import (
@@ -179,7 +179,7 @@ class Store:
         """
         with self._lock:
             handle = self._writer()
-            rows = _checked(vectors, items, self.manifest.origin.dim)
+            rows = check_addition(vectors, items, self.manifest.origin.dim)
             ids = np.arange(self._now.next_id, self._now.next_id + len(rows), dtype=np.int64)
             batch = log.Batch(ids, rows, list(items), self._known(removes))
             if not batch.empty:
@@ -370,27 +370,3 @@ class Store:
             if not self._now.newest():  # nobody knows which of the two a power cut would leave
                 self._stop("could not sync its manifest. Open it again")
             raise
-
-
-def _checked(vectors: ArrayLike, items: Sequence[Item], dim: int) -> NDArray[np.float32]:
-    try:
-        rows = np.asarray(vectors, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"vectors: expected ({len(items)}, {dim}) numbers, a row for each item ({error})."
-        ) from error
-    if rows.shape != (len(items), dim):
-        raise InputError(f"vectors: expected ({len(items)}, {dim}), a row for each item, got {rows.shape}.")
-    norms = np.linalg.norm(rows, axis=1)
-    wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-3))  # also what is not finite
-    if len(wrong):
-        raise InputError(
-            f"vectors[{wrong[0]}]: expected length 1, got {norms[wrong[0]]:.6g}. Divide each row by its L2 norm."
-        )
-    keys: set[str] = set()
-    for i, item in enumerate(items):
-        check_item(item, f"items[{i}]")  # what is acknowledged must be writable as a segment
-        if item.key in keys:
-            raise InputError(f"items[{i}]: key {item.key!r} is there twice.")
-        keys.add(item.key)
-    return rows

@@ -191,7 +191,7 @@ def asking(place: Place) -> Iterator[None]:
         if not _is_refusal(error):
             raise
         shown = " ".join(str(getattr(error, "source", error)).split())[:300]
-        hint = ". Expected a server there: check the address, or start one" if _is_unanswered(error) else ""
+        hint = ". Expected a server there: check the address, or start one." if _is_unanswered(error) else ""
         raise InputError(f"{place}: Qdrant: {shown}{hint}") from error
 
 
