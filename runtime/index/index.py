@@ -34,7 +34,7 @@ from edgeclip.runtime.index.binding import (
 from edgeclip.runtime.index.filters import Filter, parse_filter
 from edgeclip.runtime.index.queries import Query, compose_for
 from edgeclip.runtime.index.store import Store
-from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
+from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin, as_items
 from edgeclip.runtime.index.view import View, gather, look
 
 if TYPE_CHECKING:
@@ -242,11 +242,7 @@ class Index:
         Raises:
             InputError: shapes, a key twice, a vector that is not finite or not of length 1, or an index opened for reading.
         """
-        whole = [_item(item, i) for i, item in enumerate(items)]
-        if len({item.key for item in whole}) < len(whole):
-            seen: set[str] = set()
-            twice = next(item.key for item in whole if item.key in seen or seen.add(item.key))  # type: ignore[func-returns-value]
-            raise InputError(f"items: key {twice!r} is there twice.")
+        whole = as_items(items)
         with self._lock:
             view = self._now()
             old = [int(part.ids[row]) for part, row in view.find(item.key for item in whole).values()]
@@ -432,21 +428,6 @@ def _fits(view: View, where: Where) -> list[NDArray[np.bool_]] | None:
 def _filter(where: Filter | str | Mapping[str, Any] | None) -> Filter:
     assert where is not None
     return parse_filter(where)
-
-
-def _item(item: Item | str | Mapping[str, Any], i: int) -> Item:
-    if isinstance(item, Item) and isinstance(item.key, str):
-        return item
-    if isinstance(item, str):
-        return Item(item)
-    if not isinstance(item, Mapping):
-        raise InputError(f"items[{i}]: expected a key, a record or an Item, got {item!r}.")
-    key = item.get("key", item.get("path"))
-    if not isinstance(key, str):
-        raise InputError(
-            f"items[{i}]: expected a key or a path, got {', '.join(map(str, item)) or 'nothing'}."
-        )
-    return Item(key, {name: value for name, value in item.items() if name != "key"})
 
 
 def _picture_item(picture: Any, i: int) -> Item:

@@ -87,10 +87,12 @@ def as_items(given: Sequence[Item | str | Mapping[str, Any]]) -> list[Item]:
 
 
 def _as_item(one: Item | str | Mapping[str, Any], i: int) -> Item:
-    if isinstance(one, Item):
+    if isinstance(one, Item) and isinstance(one.key, str):
         return one
     if isinstance(one, str):
         return Item(one)
+    if not isinstance(one, Mapping):
+        raise InputError(f"items[{i}]: expected a key, a record or an Item, got {one!r}.")
     key = one.get("key", one.get("path"))
     if not isinstance(key, str):
         raise InputError(
