@@ -145,7 +145,7 @@ def _run(
 
     settings = BuildSettings(boxes=_boxes(boxes_file), update=not new_only, trust=trust, **how)
     opened = open_source(source[0] if len(source) == 1 else source, root, kind)
-    if not settings.prune and next(iter(opened), None) is None:  # with --prune it may have become empty
+    if next(iter(opened), None) is None:  # with --prune too: a disk that is not mounted looks like that
         raise InputError(
             f"{', '.join(source)}: holds nothing to index. Pictures have names that end in {', '.join(sorted(PICTURE_SUFFIXES))}."
         )

@@ -140,6 +140,13 @@ class _Build:
             if source.covers(item.record)
         )
         gone = [name for name, key in came if key is not None and key not in self._seen]
+        if gone and not self._seen:  # a disk that is not mounted looks like that
+            self._fail(
+                "--prune",
+                f"nothing was removed, since the source is empty and all {len(gone)} of its items would go. "
+                "If that is meant, use `edgeclip index remove INDEX --where`.",
+            )
+            return
         self.progress.removed += self._index.remove(gone)
 
     def _wanted(self, entries: Iterator[Entry | Unreadable]) -> Iterator[Entry]:

@@ -197,6 +197,21 @@ def test_prune_stays_within_the_folders_that_were_given(photos: Path, tmp_path: 
     assert build_index(photos, place, model, how=how).removed == 1
 
 
+def test_an_empty_source_prunes_nothing(photos: Path, tmp_path: Path, model: Model) -> None:
+    place, how = tmp_path / "i", BuildSettings(prune=True)
+    build_index(photos, place, model)
+    for file in photos.rglob("*.*"):
+        if file.is_file():
+            file.unlink()
+    report = build_index(photos, place, model, how=how)
+    assert report.removed == 0
+    ((name, reason),) = report.failures
+    assert name == "--prune"
+    assert "the source is empty and all" in reason
+    with Index.open(place) as index:
+        assert len(index) > 0
+
+
 def test_nothing_is_pruned_by_a_source_that_was_not_read_to_its_end(tmp_path: Path, model: Model) -> None:
     place = tmp_path / "i"
     path = shard(tmp_path / "s.tar", {f"{n}.png": save(tmp_path / "x.png", n).read_bytes() for n in range(3)})
