@@ -91,7 +91,7 @@ def fill(
     if how.prune:
         build.prune(source)
     seconds = time.perf_counter() - begun
-    index.flush()
+    index.settle()
     made = build.progress
     changed = made.added or made.updated or made.removed
     return BuildReport(

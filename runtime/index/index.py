@@ -344,6 +344,13 @@ class Index:
         except InputError as error:
             log.warning("%s: stays in the log for now: %s", self.path, error)
 
+    def settle(self) -> None:
+        """What a build ends with: the log becomes a segment, and all become one where searches would compare or pass over many."""
+        with self._lock:
+            self.flush()
+            if maintenance.untidy(self._now(), self.settings):
+                self.optimize()
+
     def optimize(self) -> None:
         """One segment of all that is alive: the fastest search; what was removed leaves the disk."""
         with self._lock:

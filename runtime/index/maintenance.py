@@ -14,7 +14,7 @@ from edgeclip.runtime.index.scales import Scales, fit_scales
 from edgeclip.runtime.index.segment import Segment
 from edgeclip.runtime.index.segment_files import write_segment
 from edgeclip.runtime.index.store import Store
-from edgeclip.runtime.index.types import Item
+from edgeclip.runtime.index.types import IndexSettings, Item
 from edgeclip.runtime.index.view import Part, View
 
 Vectors = NDArray[np.float32]
@@ -32,6 +32,17 @@ def flush(store: Store, view: View) -> None:
         merged.insert(0, parts.pop())
         total += merged[0].living_count
     _write(store, parts, merged)
+
+
+def untidy(view: View, settings: IndexSettings) -> bool:
+    """Whether one segment is worth its work: a tenth lies outside the largest graph, of more than are compared, or a quarter is gone."""
+    counts = [part.living_count for part in view.parts]
+    graphs = [part.living_count for part in view.parts if part.segment and part.segment.kind == "graph"]
+    total = sum(counts)
+    gone = sum(len(part.ids) for part in view.parts) - total
+    return 4 * gone > total or (
+        total > settings.exact_below and 10 * (total - max(graphs, default=0)) > total
+    )
 
 
 def optimize(store: Store, view: View) -> None:

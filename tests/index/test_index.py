@@ -125,6 +125,24 @@ def test_readers_see_what_is_added_and_go_on_while_segments_are_swapped(index: I
             reader.add(vectors[:1], ["new"])
 
 
+def test_settling_makes_one_segment_where_that_pays(index: Index) -> None:
+    index.add(rows(140), [str(i) for i in range(140)])
+    index.settle()
+    assert [one["kind"] for one in index.info()["segments"]] == ["exact"]  # 140 are compared in any case
+    for seed in range(1, 4):
+        index.add(rows(60, seed), [f"{seed}-{i}" for i in range(60)])
+        index.flush()
+    assert len(index.info()["segments"]) > 1
+    index.settle()
+    assert [(one["kind"], one["items"]) for one in index.info()["segments"]] == [("graph", 320)]
+    index.add(rows(20, 9), [f"late{i}" for i in range(20)])
+    index.settle()
+    assert len(index.info()["segments"]) == 2  # a sixteenth: not worth it
+    index.remove([str(i) for i in range(100)])
+    index.settle()
+    assert [(one["items"], one["removed"]) for one in index.info()["segments"]] == [(240, 0)]
+
+
 def test_recall_is_measured_and_kept(index: Index) -> None:
     index.add(rows(500), [str(i) for i in range(500)])
     index.optimize()

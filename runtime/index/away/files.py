@@ -97,5 +97,5 @@ def import_vectors(
                 raise InputError(
                     f"{where}: {rows} rows name {len(index)} items: a key is there twice. Give each its own `key`."
                 )
-            index.flush()
+            index.settle()
     return rows
