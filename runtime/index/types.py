@@ -46,7 +46,9 @@ class IndexSettings:
     exact_below: int = 50_000
     connectivity: int = 16  # HNSW's M: links of a node and level
     expansion_add: int = 400  # HNSW's ef while it is built
-    expansion_search: int = 64  # HNSW's ef of a search: more finds more, slower
+    expansion_search: int = (
+        64  # HNSW's ef of a search: more finds more, slower; grows with graphs above 100,000
+    )
     oversample: int = 40  # "bits": so many times k candidates are compared in fp16
     flush_at: int = 8192  # vectors in the log at which they become a segment
 

@@ -11,7 +11,7 @@ import pytest
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import exact, segment
 from edgeclip.runtime.index import segment_files as files
-from edgeclip.runtime.index.graph import build
+from edgeclip.runtime.index.graph import build, walk
 from edgeclip.runtime.index.scales import fit_scales
 from edgeclip.runtime.index.segment import Segment, recall, search_rows
 from edgeclip.runtime.index.segment_files import Files, write_segment
@@ -415,3 +415,19 @@ def test_it_grows_and_keeps_its_directions(thin, tmp_path):
     (tmp_path / "new" / files.NARROW).unlink()
     with pytest.raises(InputError, match=r"narrow\.safetensors: cannot be read"):
         Segment.open(tmp_path / "new", DIM, one._settings, None)
+
+
+def test_a_larger_graph_is_walked_with_more_effort(segments, queries, monkeypatch):
+    one, efforts = segments["fp16", "graph"], []
+
+    def heard(walker, codes, count, expansion):
+        efforts.append(expansion)
+        return walk(walker, codes, count, expansion)
+
+    monkeypatch.setattr(segment, "walk", heard)
+    one.search(queries[:1], K)
+    monkeypatch.setattr(segment, "_SIZED_FOR", one.count // 10)
+    one.search(queries[:1], K)
+    one.search(queries[:1], K, expansion=70)
+    asked = one._settings.expansion_search
+    assert efforts == [asked, int(asked * 10**0.7), 70]
