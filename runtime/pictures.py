@@ -24,7 +24,7 @@ from edgeclip.runtime.images.preprocess import Decode
 from edgeclip.runtime.towers import Tower
 
 MOST_PARTS = (
-    4  # of one picture: on 16 cores 4 threads are the fastest, 16 take 1.6 times as long as one alone
+    4  # of one picture: on 16 cores 4 threads are the fastest, 16 take 1.5 times as long as one alone
 )
 Vectors = NDArray[np.float32]
 Outcomes = Sequence[

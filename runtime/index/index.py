@@ -168,23 +168,25 @@ class Index:
         exact: bool = False,
     ) -> list[list[Hit]]:
         """`search` for each row of (Q, D) vectors of this index's model."""
-        if not isinstance(k, (int, np.integer)):
-            raise InputError(f"k: expected 1 or more, got {k!r}.")
-        view = self._now()
-        most = min(
-            k, max(1, sum(len(part.ids) for part in view.parts))
-        )  # a k beyond all sense asks for no memory
-        found = view.search(self._checked(queries), most, _fits(view, where), exact=exact)
+        view, found = self._found(queries, k, where, exact)
         least = -np.inf if threshold is None else threshold
         return [[hit for hit in hits if hit.score >= least] for hits in view.hits(*found)]
 
     def search_ids(
         self, queries: NDArray[Any], k: int = 10, *, where: Where = None, exact: bool = False
     ) -> tuple[Ids, Vectors]:
-        """Like `search_many`, without records: (Q, k) ids, -1 where fewer fit, and their cosines."""
-        view = self._now()
-        part, row, scores = view.search(self._checked(queries), k, _fits(view, where), exact=exact)
+        """Like `search_many`, without records: (Q, K) ids, -1 where fewer fit, and cosines; K is k, or all there are."""
+        view, (part, row, scores) = self._found(queries, k, where, exact)
         return view.ids(part, row), scores
+
+    def _found(
+        self, queries: NDArray[Any], k: int, where: Where, exact: bool
+    ) -> tuple[View, tuple[Ids, Ids, Vectors]]:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+            raise InputError(f"k: expected 1 or more, got {k!r}.")
+        view = self._now()
+        most = min(k, max(1, sum(len(part.ids) for part in view.parts)))  # a huge k asks for no memory
+        return view, view.search(self._checked(queries), int(most), _fits(view, where), exact=exact)
 
     def vector_of(self, query: Any) -> Vectors:
         """The (D,) unit vector of whatever `search` takes."""
@@ -248,7 +250,7 @@ class Index:
             old = [int(part.ids[row]) for part, row in view.find(item.key for item in whole).values()]
             if (
                 self._model is not None
-            ):  # before it is true: an error afterwards would say that nothing was added
+            ):  # before the append: an error after it would say that nothing was added
                 for variant in set(variants_in_use(self._model)) - set(self.origin.variants):
                     self._store.written_by(variant)
             ids = self._store.append(vectors, whole, removes=old)
@@ -329,7 +331,7 @@ class Index:
 
     def ids_where(self, where: Where) -> Ids:
         """Ids of the items that meet a condition, ascending."""
-        return self._now().ids_where(None if where is None else _filter(where))
+        return self._now().ids_where(None if where is None else parse_filter(where))
 
     def flush(self) -> None:
         """Write what the log holds as a segment, together with segments that are no larger."""
@@ -430,11 +432,6 @@ def _fits(view: View, where: Where) -> list[NDArray[np.bool_]] | None:
         return None
     tree = parse_filter(where)  # once, and also where there is nothing to filter
     return [part.records.where(tree) for part in view.parts]
-
-
-def _filter(where: Filter | str | Mapping[str, Any] | None) -> Filter:
-    assert where is not None
-    return parse_filter(where)
 
 
 def _picture_item(picture: Any, i: int) -> Item:

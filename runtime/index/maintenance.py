@@ -101,7 +101,10 @@ def _stored_recall(
     truth = np.argpartition(-cosines, k, axis=1)[:, :k]
     among = np.isin(ids, tail.ids[rows])  # the tail's rows stand in the same order in the segment
     number = np.cumsum(among) - 1
-    found, _ = segment.search(vectors[asked], k + 1, allowed=None if among.all() else among)
+    allowed = None if among.all() else among
+    found, _ = segment.search(
+        vectors[asked], k + 1, allowed=allowed, exact=True
+    )  # what a walk misses is `recall`
     hits = [
         len(set(number[row[row >= 0]].tolist()) - {own} & set(want.tolist()))
         for row, want, own in zip(found, truth, asked.tolist(), strict=True)
