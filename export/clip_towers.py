@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.models.clip import AttentionalPooler, Block, ImageTower, MapHead, Mlp, TextTower, activate
+from edgeclip.export.experts import DENSE, ExpertForm, traced_feed_forward
+from edgeclip.export.traced import Linear, TracedMlp
+from edgeclip.models.clip import AttentionalPooler, Block, ImageTower, MapHead, TextTower
 
 # Added to the score of a position that may not be attended to. Half of fp16's lowest finite value: no score added to it
 # overflows in any precision, and its exponential is zero in all of them.
@@ -23,16 +25,16 @@ MASKED = -32752.0
 Rows = Callable[[Tensor], Tensor]  # (N, T, W) -> (N, 1, W): the token that is pooled
 
 
-def image_tower(tower: ImageTower) -> tuple[nn.Module, dict[str, int]]:
-    """-> (pixels (N, 3, H, W) -> (N, D), expected operators)."""
-    traceable = TracedImage(tower)
+def image_tower(tower: ImageTower, form: ExpertForm = DENSE) -> tuple[nn.Module, dict[str, int]]:
+    """-> (pixels (N, 3, H, W) -> (N, D), expected operators). `form`: how experts are written, where there are any."""
+    traceable = TracedImage(tower, form)
     means = int(tower.config.pool in ("avg", "attentional_avg"))
     return traceable, {**expected(traceable, tower.config.blocks.layers), "ReduceMean": means}
 
 
-def text_tower(tower: TextTower) -> tuple[nn.Module, dict[str, int]]:
+def text_tower(tower: TextTower, form: ExpertForm = DENSE) -> tuple[nn.Module, dict[str, int]]:
     """-> (input_ids (N, L) int32 -> (N, D), expected operators)."""
-    traceable = (_ClassText if tower.config.pool == "class" else _Text)(tower)
+    traceable = (_ClassText if tower.config.pool == "class" else _Text)(tower, form)
     return traceable, expected(traceable, tower.config.blocks.layers)
 
 
@@ -43,29 +45,10 @@ def expected(tower: nn.Module, layers: int) -> dict[str, int]:
     }
     return {
         "LayerNormalization": counts[nn.LayerNorm],
-        "linears": counts[Linear],  # four a block: q, k and v are one
+        "linears": counts[Linear],  # four a block: q, k and v are one; of experts two each, and a router
         "attentions": counts[Attend],
         "fused_qkv": layers,
     }
-
-
-class Linear(nn.Module):
-    """x @ weight + bias with the weight as (in, out). `scaled`: so many leading outputs are multiplied by `scale`."""
-
-    def __init__(self, *linears: nn.Linear, scaled: int = 0, scale: float = 1.0) -> None:
-        super().__init__()
-        weight = torch.cat([linear.weight.detach() for linear in linears]).clone()
-        weight[:scaled] *= scale
-        self.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
-        self.bias = None
-        if linears[0].bias is not None:
-            bias = torch.cat([linear.bias.detach() for linear in linears]).clone()
-            bias[:scaled] *= scale
-            self.bias = nn.Parameter(bias, requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight
-        return y if self.bias is None else y + self.bias
 
 
 class Attend(nn.Module):
@@ -103,41 +86,35 @@ def attention_bias(size: Tensor | None) -> Tensor | None:
     return None if size is None else size.log().transpose(1, 2)[:, None]
 
 
-class TracedMlp(nn.Module):
-    """Linear, activation, linear."""
-
-    def __init__(self, mlp: Mlp) -> None:
-        super().__init__()
-        self.activation = mlp.activation
-        self.fc1, self.fc2 = Linear(mlp.fc1), Linear(mlp.fc2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(activate(self.fc1(x), self.activation))
-        return y
-
-
 class TracedBlock(nn.Module):
     """A residual block; with `rows`, only for the token that `rows` takes."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, form: ExpertForm = DENSE, number: int = 0) -> None:
+        """`form`: how experts are written; `number`: of the block in its stack, from 0."""
         super().__init__()
         heads, width = block.attention.heads, block.attention.out.in_features
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv = Linear(block.attention.qkv, scaled=width, scale=(width // heads) ** -0.5)
         self.attend = Attend(heads)
         self.out = Linear(block.attention.out)
-        self.mlp = TracedMlp(block.mlp)
+        self.mlp = traced_feed_forward(block.mlp, form, number)
 
     def forward(self, x: Tensor, mask: Tensor | None, rows: Rows | None) -> Tensor:
+        x = self.attended(x, mask, rows)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+    def attended(self, x: Tensor, mask: Tensor | None, rows: Rows | None) -> Tensor:
+        """x + attention(norm1(x)): what enters the feed-forward half."""
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         if rows is not None:
             q, x = rows(q), rows(x)
-        x = x + self.out(self.attend(self.attend.split(q), k, v, mask))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.out(self.attend(self.attend.split(q), k, v, mask))  # type: ignore[no-any-return]
 
 
-def _blocks(tower: ImageTower | TextTower) -> nn.ModuleList:
-    return nn.ModuleList(TracedBlock(block) for block in tower.blocks if isinstance(block, Block))
+def _blocks(tower: ImageTower | TextTower, form: ExpertForm) -> nn.ModuleList:
+    return nn.ModuleList(
+        TracedBlock(block, form, i) for i, block in enumerate(tower.blocks) if isinstance(block, Block)
+    )
 
 
 class PoolHead(nn.Module):
@@ -182,12 +159,12 @@ def _positions(tower: ImageTower) -> nn.Parameter | None:
 class TracedImage(nn.Module):
     """The image tower; `tokens` alone is its dense form."""
 
-    def __init__(self, tower: ImageTower) -> None:
+    def __init__(self, tower: ImageTower, form: ExpertForm = DENSE) -> None:
         super().__init__()
         self.config = tower.config
         self.patches, self.norm_pre, self.norm_post = tower.patches, tower.norm_pre, tower.norm_post
         self.position = _positions(tower)
-        self.blocks = _blocks(tower)
+        self.blocks = _blocks(tower, form)
         self.head = None if tower.head is None else PoolHead(tower.head)
         self.projection = None if tower.projection is None else Linear(tower.projection)
 
@@ -242,11 +219,11 @@ class TracedImage(nn.Module):
 
 
 class _Text(nn.Module):
-    def __init__(self, tower: TextTower) -> None:
+    def __init__(self, tower: TextTower, form: ExpertForm = DENSE) -> None:
         super().__init__()
         self.config = tower.config
         self.embedding, self.position = tower.embedding, tower.position
-        self.blocks = _blocks(tower)
+        self.blocks = _blocks(tower, form)
         self.norm_final = tower.norm_final
         self.projection = None if tower.projection is None else Linear(tower.projection)
         length = tower.config.context_length
@@ -297,8 +274,8 @@ class _ClassText(_Text):
     one that every text gets, which gives the same for less. A text of full length has none: then it sees itself instead.
     """
 
-    def __init__(self, tower: TextTower) -> None:
-        super().__init__(tower)
+    def __init__(self, tower: TextTower, form: ExpertForm = DENSE) -> None:
+        super().__init__(tower, form)
         config = tower.config
         assert tower.class_token is not None
         self.class_token = tower.class_token

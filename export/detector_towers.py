@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from edgeclip.bundle import Port
 from edgeclip.errors import SourceError
-from edgeclip.export.clip_towers import Linear, TracedImage, expected
+from edgeclip.export.clip_towers import TracedImage, expected
 from edgeclip.export.form import EXAMPLE_BATCH, Form, unit
+from edgeclip.export.traced import Linear
 from edgeclip.models.detector import Detector, RegionHead, corners
 from edgeclip.models.source import Source
 

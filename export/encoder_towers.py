@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeclip.export import token_merging
-from edgeclip.export.clip_towers import MASKED, Attend, Linear, Rows, TracedMlp, expected, image_tower
-from edgeclip.models.clip import activate
+from edgeclip.export.clip_towers import MASKED, Attend, Rows, expected, image_tower
+from edgeclip.export.traced import Linear, TracedMlp
+from edgeclip.models.feed_forward import activate
 from edgeclip.models.pooled_vit import PooledVitTower
 from edgeclip.models.t5 import T5Block, T5Tower
 from edgeclip.models.text_encoder import EncoderBlock, TextEncoderTower

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeclip.bundle import Port
-from edgeclip.export.clip_towers import Linear, TracedImage, TracedMlp, expected
+from edgeclip.export.clip_towers import TracedImage, expected
+from edgeclip.export.experts import traced_feed_forward
 from edgeclip.export.form import EXAMPLE_BATCH, Form, unit
+from edgeclip.export.traced import Linear
 from edgeclip.models.clip import Attention, Block, ImageTower
 from edgeclip.models.prompter import AskBoxes, AskTexts, ImageTokens, sinusoids
 from edgeclip.models.regions import DenseMap, RoiPool, roi_weights
@@ -97,7 +99,7 @@ class _ValueBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.value, self.mlp = Linear(_value_path(block.attention)), TracedMlp(block.mlp)
+        self.value, self.mlp = Linear(_value_path(block.attention)), traced_feed_forward(block.mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.value(self.norm1(x))
@@ -136,7 +138,7 @@ class _Ask(nn.Module):
         self.prompt = Linear(prompt)
         self.norm1, self.norm2, self.norm = block.norm1, block.norm2, prompter.norm
         self.query, self.value = Linear(_query_path(block.attention)), Linear(_value_path(block.attention))
-        self.mlp, self.projection = TracedMlp(block.mlp), Linear(prompter.projection)
+        self.mlp, self.projection = traced_feed_forward(block.mlp), Linear(prompter.projection)
         with torch.no_grad():
             self.register_buffer("places", prompter.places(asking.image))
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.export.clip_towers import Attend, Linear, expected
+from edgeclip.export.clip_towers import Attend, expected
+from edgeclip.export.traced import Linear
 from edgeclip.models.resnet import AttentionPool, BatchNorm, Bottleneck, ConvNorm, ResNetTower
 
 

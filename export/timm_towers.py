@@ -18,7 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeclip.errors import CheckFailed
-from edgeclip.export.clip_towers import Attend, Linear, PoolHead
+from edgeclip.export.clip_towers import Attend, PoolHead
+from edgeclip.export.traced import Linear
 from edgeclip.models.timm_tower import TimmTower, merge_branches, pool_head
 
 # A layer scale's name in timm's blocks, and the layer whose output it multiplies.

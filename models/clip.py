@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig, TransformerConfig
+from edgeclip.models.feed_forward import Mlp, feed_forward
 from edgeclip.models.source import DualEncoder
 from edgeclip.models.towers import build_tower
-
-
-def activate(x: Tensor, name: str) -> Tensor:
-    """Apply a feed-forward activation by its config name. QuickGELU is x * sigmoid(1.702 x), OpenAI's approximation."""
-    if name == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class Attention(nn.Module):
@@ -47,28 +41,16 @@ class Attention(nn.Module):
         return self.out(F.linear(x, self.qkv.weight[2 * w :], self.qkv.bias[2 * w :]))  # type: ignore[no-any-return]
 
 
-class Mlp(nn.Module):
-    """Linear, activation, linear."""
-
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
-        super().__init__()
-        self.activation = activation
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(activate(self.fc1(x), self.activation))  # type: ignore[no-any-return]
-
-
 class Block(nn.Module):
-    """Pre-norm residual block: x + attention(norm1(x)), then + mlp(norm2(x))."""
+    """Pre-norm residual block: x + attention(norm1(x)), then + mlp(norm2(x)), which may be a mixture of experts."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, number: int = 0) -> None:
+        """`number`: which one of its stack, from 0; says how many experts its feed-forward has."""
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = Mlp(config.width, config.mlp_width, config.activation)
+        self.mlp = feed_forward(config, number)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         x = x + self.attention(self.norm1(x), mask, causal)
@@ -152,7 +134,7 @@ class ImageTower(nn.Module):
             else None
         )
         self.norm_pre = nn.LayerNorm(width, eps=eps) if config.norm_pre else None
-        self.blocks = nn.ModuleList(Block(config.blocks) for _ in range(config.blocks.layers))
+        self.blocks = nn.ModuleList(Block(config.blocks, i) for i in range(config.blocks.layers))
         pooled = config.pool_width or width
         self.norm_post = (
             nn.LayerNorm(pooled if config.norm_after_pool else width, eps=eps) if config.norm_post else None
@@ -235,7 +217,7 @@ class TextTower(nn.Module):
         ends = config.pool == "class"
         self.class_token = nn.Parameter(torch.randn(width) * 0.01) if ends else None
         self.position = nn.Parameter(torch.randn(config.context_length + int(ends), width) * 0.01)
-        self.blocks = nn.ModuleList(Block(config.blocks) for _ in range(config.blocks.layers))
+        self.blocks = nn.ModuleList(Block(config.blocks, i) for i in range(config.blocks.layers))
         self.norm_final = nn.LayerNorm(width, eps=config.blocks.norm_eps)
         self.projection = (
             nn.Linear(width, embed_dim, bias=config.projection_bias) if config.projection else None

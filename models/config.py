@@ -55,6 +55,20 @@ class TextTowerConfig(Protocol):
 
 
 @dataclass(frozen=True)
+class MoeConfig:
+    """Which blocks of a stack have experts in place of one feed-forward, and how many of them a token takes."""
+
+    experts: tuple[int, ...]  # of each block, first to last; 0: one dense feed-forward
+    top_k: int = 2  # a block with fewer experts gives each token to all of them
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1 or any(count < 0 or count == 1 for count in self.experts) or not any(self.experts):
+            raise ValueError(
+                f"experts: expected 0 or 2 and more for each block and top_k of 1 or more, got {self.experts} and {self.top_k}"
+            )
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """A stack of pre-norm residual blocks, shared by both towers."""
 
@@ -64,6 +78,19 @@ class TransformerConfig:
     mlp_width: int
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
+    moe: MoeConfig | None = None  # None: every block is dense
+
+    def __post_init__(self) -> None:
+        if self.moe is not None and len(self.moe.experts) != self.layers:
+            raise ValueError(
+                f"experts: {len(self.moe.experts)} blocks are named, the stack has {self.layers}"
+            )
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TransformerConfig:
+        """Rebuild from a dict of its fields."""
+        moe = data.get("moe")
+        return cls(**{**data, "moe": moe and MoeConfig(**{**moe, "experts": tuple(moe["experts"])})})
 
 
 @dataclass(frozen=True)
@@ -177,5 +204,5 @@ def _tower(data: dict[str, Any] | None, default: str) -> Any:
     }
     kind = config_class(values.pop("kind", default))
     if "blocks" in values:
-        values["blocks"] = TransformerConfig(**values["blocks"])
+        values["blocks"] = TransformerConfig.from_json(values["blocks"])
     return kind(**values)

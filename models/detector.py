@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.models.clip import ImageTower, TextTower, activate
+from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.config import ImageConfig, TextConfig, TransformerConfig
+from edgeclip.models.feed_forward import activate
 from edgeclip.models.source import DualEncoder
 
 _EPS = 1e-4  # of the grid's logits: a corner at the border has none
@@ -79,10 +80,10 @@ class DetectorModelConfig:
         """Rebuild from `to_json`. Raises TypeError on a field that does not exist."""
         detector, text = dict(data["detector"]), dict(data["text"])
         image = dict(detector["image"])
-        image["blocks"] = TransformerConfig(**image["blocks"])
+        image["blocks"] = TransformerConfig.from_json(image["blocks"])
         image["image_size"] = tuple(image["image_size"])
         detector["image"] = ImageConfig(**image)
-        text["blocks"] = TransformerConfig(**text["blocks"])
+        text["blocks"] = TransformerConfig.from_json(text["blocks"])
         return cls(**{**data, "detector": DetectorConfig(**detector), "text": TextConfig(**text)})
 
 

@@ -54,7 +54,7 @@ class Prompter(nn.Module):
         self.box = nn.Linear(8 * frequencies, width)
         self.text = nn.Linear(embed_dim, width)
         self.place = nn.Linear(8 * frequencies, width) if places else None
-        self.block = Block(replace(image.blocks, layers=1, heads=1))
+        self.block = Block(replace(image.blocks, layers=1, heads=1, moe=None))
         self.norm = nn.LayerNorm(width, eps=image.blocks.norm_eps)
         self.projection = nn.Linear(width, embed_dim, bias=False)
         self.ground1, self.ground2 = nn.Linear(embed_dim, width), nn.Linear(width, 4)

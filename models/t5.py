@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.models.clip import activate
+from edgeclip.models.feed_forward import activate
 from edgeclip.models.text_encoder import Projection, make_projection, mean_seen
 
 

@@ -12,8 +12,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from edgeclip.models.clip import Attention, Mlp
+from edgeclip.models.clip import Attention
 from edgeclip.models.config import TransformerConfig
+from edgeclip.models.feed_forward import Mlp
 
 EncoderPool = Literal["first", "pooler", "mean"]
 Projection = Literal["none", "linear", "mlp", "double"]

@@ -14,7 +14,7 @@ from edgeclip.bundle.typed import from_json_value, short
 from edgeclip.errors import BundleError
 
 FORMAT = "edgeclip.bundle"
-FORMAT_VERSION = (1, 3)  # (major, minor): another major is refused, a newer minor is read
+FORMAT_VERSION = (1, 4)  # (major, minor): another major is refused, a newer minor is read
 
 _DIGEST = ',\n "digest": '  # what stands between the digested bytes and the digest
 
@@ -79,8 +79,10 @@ class Axes:
     activations: Literal["float", "static", "dynamic"] = "float"
     token_merging: int = 0  # tokens merged away before the feed-forward of each block
     input: Literal["float32", "uint8"] = "float32"  # "uint8": (N, H, W, 3) RGB 0-255, normalised in the graph
-    # what comes out: unit vectors; logits of the labels baked in; logits of prompts given at run time
-    head: Literal["embeddings", "labels", "prompts"] = "embeddings"
+    # what comes out: unit vectors; logits of the labels baked in; logits of prompts given at run time; the shares that experts have
+    head: Literal["embeddings", "labels", "prompts", "routing"] = "embeddings"
+    # how mixtures of experts are computed: every expert for every token; for those that chose it; for a fixed number of them
+    moe: Literal["none", "dense", "gather", "capacity"] = "none"
 
     def name(self, tower: str) -> str:
         """The id of the variant of this tower, e.g. "image-int8-decomposed-merge8"."""
@@ -90,6 +92,7 @@ class Axes:
             self.attention if self.attention != "none" else "",
             "dynamic" if self.activations == "dynamic" else "",
             f"merge{self.token_merging}" if self.token_merging else "",
+            self.moe if self.moe != "none" else "",
             "uint8" if self.input == "uint8" else "",
             self.head if self.head != "embeddings" else "",
         ]
@@ -124,6 +127,23 @@ class Fidelity:
     top1_agreement: float | None = None  # of zero-shot labels; None where no text tower was at hand
     against: str = "source"  # or the id of the variant that this one was made from
     detection: DetectionFidelity | None = None  # of a detector, whose rows above are its regions' embeddings
+    near_ties: int = (
+        0  # samples left out of the figures: a token of theirs was within 1e-5 of taking another expert
+    )
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixtures of experts in a tower's feed-forwards."""
+
+    blocks: tuple[int, ...]  # those that have one, from 0
+    counts: tuple[int, ...]  # experts of each of them
+    top_k: int  # that a token takes; all where there are fewer
+    # moe "capacity": tokens of one sample that each expert takes, by block of `blocks`
+    capacities: tuple[tuple[int, ...], ...] = ()
+    dropped: float | None = (
+        None  # share of the tokens' choices that found no place, on the samples of the fidelity
+    )
 
 
 @dataclass(frozen=True)
@@ -151,6 +171,7 @@ class Variant:
     proven: tuple[str, ...] = ()  # engines on which it was measured to be worth it; none: never measured
     scores: Scores | None = None  # fitted again for this variant; None: the manifest's
     labels: str = ""  # head "labels": the label pack that was baked in, a file of the bundle
+    experts: Experts | None = None  # None: every feed-forward is dense
 
     @property
     def computes_in(self) -> str:

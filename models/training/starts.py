@@ -12,8 +12,9 @@ from torch import nn
 
 from edgeclip.bundle.manifest import Licence, Preprocessing, TextSettings
 from edgeclip.errors import InputError, TrainingError
-from edgeclip.models.clip import Attention, Clip, ImageTower, Mlp, TextTower
+from edgeclip.models.clip import Attention, Clip, ImageTower, TextTower
 from edgeclip.models.config import ImageConfig, TextConfig
+from edgeclip.models.feed_forward import Mlp
 from edgeclip.models.prompter import PromptedClip
 from edgeclip.models.regions import with_regions
 from edgeclip.models.resolution import at_resolution

@@ -18,7 +18,7 @@ import edgeclip
 from edgeclip.bundle import open_bundle
 from edgeclip.cli import run
 from edgeclip.errors import BundleError, CheckFailed, InputError
-from edgeclip.export import clip_towers, parity
+from edgeclip.export import clip_towers, parity, traced
 from edgeclip.export.api import ExportSettings, export_bundle
 from edgeclip.export.samples import TEXTS, encode, made_up_pictures, pictures_in, pixels_of, texts_in
 from edgeclip.models.sources import save_source
@@ -145,7 +145,7 @@ def test_nano_is_one_plain_variant_a_tower_and_fp16_halves_it(whole_nano: Any, t
 def test_a_wrong_activation_fails_the_gate_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_towers, "activate", lambda x, name: F.gelu(x))  # the source has QuickGELU
+    monkeypatch.setattr(traced, "activate", lambda x, name: F.gelu(x))  # the source has QuickGELU
     with pytest.raises(
         CheckFailed, match=r"image-fp32-decomposed: max_abs to the source is \d\.\d+e-0[2-4] over 16"
     ):
