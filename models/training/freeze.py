@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from edgeclip.models.training.settings import nearest
 
 
 def freeze(model: DualEncoder, recipe: Recipe) -> None:
-    """Switch training off for the parts that `frozen` names, and for the image tower before its last `last_blocks` blocks.
+    """Switch training off for the parts that `frozen` names, for what no pattern of `trained` matches, and for the image tower
+    before its last `last_blocks` blocks.
 
     Raises:
-        TrainingError: no parameter is called so, the tower has fewer blocks or none, or nothing would be trained.
+        TrainingError: no parameter is called so or matches, the tower has fewer blocks or none, or nothing would be trained.
     """
     names = [name for name, _ in model.named_parameters()]
     parts = dict.fromkeys(name.rsplit(".", i)[0] for name in names for i in range(name.count(".") + 1))
@@ -29,10 +31,21 @@ def freeze(model: DualEncoder, recipe: Recipe) -> None:
     for name, parameter in model.named_parameters():
         if any(name == part or name.startswith(f"{part}.") for part in recipe.frozen):
             parameter.requires_grad_(False)
+    for pattern in recipe.trained:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise TrainingError(
+                f"trained: no parameter's name matches {pattern!r}. They are like {names[0]} and {names[-1]}; * stands for anything."
+            )
+    if recipe.trained:
+        for name, parameter in model.named_parameters():
+            if not any(fnmatchcase(name, pattern) for pattern in recipe.trained):
+                parameter.requires_grad_(False)
     if recipe.last_blocks:
         _freeze_front(model, recipe.last_blocks)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError("frozen: nothing is left to be trained. Name fewer parts.")
+        raise TrainingError(
+            "frozen: nothing is left to be trained. Name fewer parts, or more of them in trained."
+        )
 
 
 def _freeze_front(model: DualEncoder, last: int) -> None:

@@ -219,8 +219,10 @@ class _Run:
             raise self._diverged(number, value, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(max=math.log(recipe.max_scale))
+        highest = math.log(recipe.max_scale)
+        if self.model.logit_scale.requires_grad:  # one that is held stays as it came, to the last bit
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=highest)
         if self.average is not None:
             self.average.update(self.model, number)
         unreadable = self.progress.unreadable + len(getattr(batch, "unreadable", ()))

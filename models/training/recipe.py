@@ -61,12 +61,19 @@ class Recipe:
         None  # None: the source's own; "scratch": squash to the tower's size, 0.5
     )
     frozen: tuple[str, ...] = ()  # parts that are not trained: what parameters' names start with, e.g. text
+    trained: tuple[str, ...] = ()  # only parameters whose names match are trained, e.g. *.mlp.*; () = all
     last_blocks: int = (
         0  # the image tower trains its last so many blocks and what comes behind them; 0 = all of it
     )
     ensemble: float = (
         1.0  # share of the trained weights in those that are shipped; the rest is the weights of the start
     )
+    # Mixtures of experts: "upcycled" gives the source these; with top_k of experts a token takes
+    experts: int = 4  # of a block
+    top_k: int = 2
+    expert_layers: int = 0  # the last so many blocks of a tower, at most all it has; 0 = all
+    expert_towers: tuple[str, ...] = ("image", "text")
+    expert_dropout: float = 0.0  # of the experts' hidden activations
     licence: Licence | None = None  # None: the source's own, with a warning that the data's is unknown
     # The pairs
     data: str = (
@@ -83,9 +90,11 @@ class Recipe:
     validation_pairs: int = 1000  # at most so many are scored
     # The batches: an entry of data.BATCHES, or a callable (recipe, source, shard) -> object with .batch(step)
     batches: str | Callable[..., Any] = "pairs"
+    clusters: str = ""  # batches=clustered: file of the pairs' cluster labels
     # The objective: what is encoded ("pairs", or a callable (model, batch) -> named tensors), and what is asked of it
     encode: str | Callable[..., Any] = "pairs"
     objectives: tuple[tuple[str | Callable[..., Any], float], ...] = (("info_nce", 1.0),)
+    label_smoothing: float = 0.0  # info_nce: share of the target that the batch's other pairs hold among them
     # The run
     steps: int = 1000
     batch_size: int = 256  # pairs that meet in one loss, over all processes
@@ -194,6 +203,16 @@ def _check_ranges(recipe: Recipe) -> None:
     limits = {  # setting -> (whether it holds, what was expected)
         "resolution": (recipe.resolution >= 0, "0 or more"),
         "last_blocks": (recipe.last_blocks >= 0, "0 or more"),
+        "experts": (recipe.experts >= 2, "2 or more"),
+        "top_k": (1 <= recipe.top_k <= recipe.experts, f"1 to experts {recipe.experts}"),
+        "expert_layers": (recipe.expert_layers >= 0, "0 or more"),
+        "expert_towers": (
+            0 < len(set(recipe.expert_towers)) == len(recipe.expert_towers)
+            and set(recipe.expert_towers) <= {"image", "text"},
+            "image, text or both",
+        ),
+        "expert_dropout": (0 <= recipe.expert_dropout < 1, "0 to below 1"),
+        "label_smoothing": (0 <= recipe.label_smoothing < 1, "0 to below 1"),
         "ensemble": (0 < recipe.ensemble <= 1, "above 0, to 1"),
         "regions": (recipe.regions >= 1, "1 or more"),
         "steps": (recipe.steps >= 1, "1 or more"),
