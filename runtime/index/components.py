@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.index.types import Item
+from edgeclip.runtime.kmeans import ROUNDING as ROUNDING
+from edgeclip.runtime.kmeans import Numbers as Numbers
+from edgeclip.runtime.kmeans import Vectors as Vectors
 
-Vectors = NDArray[np.float32]
-Numbers = NDArray[np.int64]
 Progress = Callable[[int], object]  # is told how many more are done
-
-ROUNDING = 1e-6  # of a cosine of two equal float32 unit vectors of width 1024
 FIRST_K = 16  # neighbours that are asked for first; four times as many where all of them are near
 CELLS = 1 << 22  # answers of one search: 48 MB of ids and cosines
 

@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 
 import edgeclip
+import edgeclip.runtime.kmeans as steps
 from edgeclip.errors import InputError
 from edgeclip.runtime.index import clusters
-from edgeclip.runtime.index.clusters import (
-    cluster,
-    cluster_by_threshold,
-    kmeans,
-    means,
-    name_clusters,
-    seed_centres,
-)
+from edgeclip.runtime.index.clusters import cluster, cluster_by_threshold, name_clusters
+from edgeclip.runtime.kmeans import kmeans, means, seed_centres
 from tests.index.groups import Compared, copies, unit
 from tests.index.test_components import between_pairs, same_partition, scipy_partition
 from tests.mutants import broken
@@ -166,6 +161,6 @@ def test_planted_faults_are_seen(monkeypatch: pytest.MonkeyPatch, name: str, old
     vectors = clip_like(400, 16)
     start = seed_centres(vectors, 8, np.random.default_rng(0))
     good = kmeans(vectors, start)[2]
-    monkeypatch.setattr(clusters, name, broken(getattr(clusters, name), old, new))
+    monkeypatch.setattr(steps, name, broken(getattr(steps, name), old, new))
     _, labels, cost = kmeans(vectors, start)
     assert cost > good * 1.01 or abs(cost - inertia(vectors, labels)) > 1e-2
