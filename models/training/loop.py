@@ -23,6 +23,7 @@ from torch import nn
 
 from edgeclip.errors import TrainingError
 from edgeclip.files import new_folder
+from edgeclip.models.feed_forward import moe_layers
 from edgeclip.models.loaders.native import family_of
 from edgeclip.models.source import DualEncoder, Source
 from edgeclip.models.sources import load_source
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 class TrainResult:
     """What a finished run left."""
 
-    model: Path  # a source folder: the best checkpoint's model where pairs were held out, else the last one's
+    model: Path  # a source folder: the best checkpoint's model where pairs were held out and ship=best, else the last one's
     steps: int
     loss: float  # of the last step
     best_step: int | None  # None: nothing was held out
@@ -131,6 +132,8 @@ class _Run:
             checkpoint.running_weights(source.model, tensors)
         self.source = replace(source, model=source.model.to(device).requires_grad_(True).train())
         freeze(self.model, recipe)
+        for layer in moe_layers(self.model).values():
+            layer.dropout = recipe.expert_dropout
         if self.average is not None:
             self.average.model.to(device)
         self.optimizer = make_optimizer(self.model, recipe)
@@ -139,13 +142,14 @@ class _Run:
         self._check_data()
         check_splittable(self.model, recipe.accumulate, shard)
         self.log_every, self.checkpoint_every = recipe.log_every, recipe.checkpoint_every
-        self.workers, self.share = recipe.workers, recipe.ensemble
+        self.workers, self.share, self.ships = recipe.workers, recipe.ensemble, recipe.ship
         self.metrics: Metrics | None = None
+        objectives = Objectives.of(recipe)
         self.step = partial(
             backward,
             self.model,
-            encode=encoder(recipe.encode),
-            objectives=Objectives(recipe.objectives),
+            encode=encoder(recipe.encode, objectives.wanted),
+            objectives=objectives,
             context=autocast(recipe.precision, device),
             accumulate=recipe.accumulate,
             shard=shard,
@@ -265,7 +269,8 @@ class _Run:
     def finish(self) -> TrainResult:
         """Copy the model that the run is for to `model/`."""
         done = self.progress
-        chosen = self.checkpoints.at(done.step if done.best_step is None else done.best_step)
+        best = None if self.ships == "last" else done.best_step
+        chosen = self.checkpoints.at(done.step if best is None else best)
         target = self.output / "model"
         if self.shard.rank == 0:
             with new_folder(target, overwrite=True) as scratch:

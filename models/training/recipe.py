@@ -13,8 +13,18 @@ from edgeclip.errors import TrainingError
 from edgeclip.models.config import ClipConfig
 from edgeclip.models.training import settings
 
-# What a resumed run may change: none of it touches the numbers. (`data` may move; its pairs are compared by their keys.)
-FREE = {"name", "data", "images", "device", "workers", "log_every", "checkpoint_every", "keep_checkpoints"}
+# What a resumed run may change: none of it touches the numbers. (`data` and `clusters` may move; what they hold is compared.)
+FREE = {
+    "name",
+    "data",
+    "images",
+    "clusters",
+    "device",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,9 @@ class Recipe:
     expert_layers: int = 0  # the last so many blocks of a tower, at most all it has; 0 = all
     expert_towers: tuple[str, ...] = ("image", "text")
     expert_dropout: float = 0.0  # of the experts' hidden activations
+    ship: Literal["best", "last"] = (
+        "best"  # which checkpoint is the result; without held-out pairs it is the last
+    )
     licence: Licence | None = None  # None: the source's own, with a warning that the data's is unknown
     # The pairs
     data: str = (
@@ -94,7 +107,7 @@ class Recipe:
     # The objective: what is encoded ("pairs", or a callable (model, batch) -> named tensors), and what is asked of it
     encode: str | Callable[..., Any] = "pairs"
     objectives: tuple[tuple[str | Callable[..., Any], float], ...] = (("info_nce", 1.0),)
-    label_smoothing: float = 0.0  # info_nce: share of the target that the batch's other pairs hold among them
+    label_smoothing: float = 0.0  # info_nce: share of a target that is spread evenly over the batch
     # The run
     steps: int = 1000
     batch_size: int = 256  # pairs that meet in one loss, over all processes

@@ -35,6 +35,7 @@ FORMATS = {
 # How pairs become batches: module, class. A class takes (recipe, source, shard).
 BATCHES = {
     "pairs": ("edgeclip.models.training.data.pairs", "ShuffledPairs"),
+    "clustered": ("edgeclip.models.training.data.clustered", "ClusteredPairs"),
     "mosaics": ("edgeclip.models.training.data.mosaics", "Mosaics"),
     "regions": ("edgeclip.models.training.data.region_batches", "RegionPairs"),
 }

@@ -35,7 +35,7 @@ class ShuffledPairs:
 
     def __init__(self, recipe: Recipe, source: Source, shard: Shard) -> None:
         self._pairs = self._open(recipe)
-        self.shuffled = Shuffled(recipe, self._pairs.keys, shard)
+        self.shuffled = self._shuffle(recipe, self._pairs.keys, shard)
         self.fingerprint = self.shuffled.fingerprint
         self._augmentation, self._templates = recipe.augmentation, recipe.templates
         self._two_views = "image_b" in Objectives(recipe.objectives).wanted
@@ -45,8 +45,16 @@ class ShuffledPairs:
         self._prepare = Preprocessor(source.preprocessing)
         self._text = TextEncoder(Tokenizer.from_str(source.tokenizer_json.decode()), source.text)
 
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of all pairs, held-out ones too."""
+        return self._pairs.keys
+
     def _open(self, recipe: Recipe) -> Pairs:
         return open_pairs(recipe.data, recipe.data_format)
+
+    def _shuffle(self, recipe: Recipe, keys: Sequence[str], shard: Shard) -> Shuffled:
+        return Shuffled(recipe, keys, shard)
 
     def batch(self, step: int) -> PairBatch:
         """This process's part of the step's batch.
@@ -72,9 +80,32 @@ class ShuffledPairs:
 
     def _validation(self) -> Iterator[PairBatch]:
         for rows in self._held_out_rows(64, self._prepare):
-            views, captions = zip(*rows, strict=True)
-            groups = torch.tensor([group_of(caption) for caption in captions])
-            yield PairBatch(stack(views), self._ids(self._first_template(captions)), groups)
+            yield self._plain(rows)
+
+    def _plain(self, rows: Sequence[tuple[NDArray[np.float32], str]]) -> PairBatch:
+        views, captions = zip(*rows, strict=True)
+        groups = torch.tensor([group_of(caption) for caption in captions])
+        return PairBatch(stack(views), self._ids(self._first_template(captions)), groups)
+
+    def plain(self, indices: Sequence[int]) -> tuple[list[int], PairBatch | None]:
+        """What an index would hold of these pairs: the runtime's picture and the first caption.
+
+        Returns:
+            Those that can be read, in order, and the batch of them; None where none can.
+        """
+        rows = {}
+        for index in indices:
+            try:
+                rows[index] = self._plain_row(index, self._prepare)
+            except (InputError, OSError) as error:
+                log.debug("unreadable: %s", error)
+        return list(rows), self._plain(list(rows.values())) if rows else None
+
+    def _plain_row(self, index: int, prepare: Preprocessor) -> tuple[NDArray[np.float32], str]:
+        picture, texts = self._pairs.read(index)
+        view = np.empty((3, *prepare.spec.size), np.float32)
+        prepare.into(picture, view, where=self._pairs.keys[index])
+        return view, texts[0]
 
     def _held_out_rows(
         self, size: int, prepare: Preprocessor
@@ -83,13 +114,10 @@ class ShuffledPairs:
         rows: list[tuple[NDArray[np.float32], str]] = []
         for index in self.shuffled.held_out:
             try:
-                picture, texts = self._pairs.read(int(index))
-                view = np.empty((3, *prepare.spec.size), np.float32)
-                prepare.into(picture, view, where=self._pairs.keys[index])
+                rows.append(self._plain_row(int(index), prepare))
             except (InputError, OSError) as error:
                 log.warning("left out of validation: %s", error)
                 continue
-            rows.append((view, texts[0]))
             if len(rows) == size:
                 yield rows
                 rows = []

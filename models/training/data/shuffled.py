@@ -34,8 +34,13 @@ class Shuffled:
             raise TrainingError(
                 f"{recipe.data}: {len(self.train)} training pairs ({len(held_out)} held out), fewer than batch_size {self._size}."
             )
-        self.fingerprint = hashlib.sha256("\n".join(keys).encode(errors="replace")).hexdigest()
+        self.fingerprint = fingerprint_of(keys)
         self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    @property
+    def steps(self) -> int:
+        """Batches of one epoch."""
+        return len(self.train) // self._size
 
     @property
     def part(self) -> int:
@@ -60,13 +65,13 @@ class Shuffled:
     def _make(
         self, step: int, place: int, make: Callable[[int, int, Generator], T], unreadable: list[str]
     ) -> T:
-        epoch, batch = divmod(step, len(self.train) // self._size)
+        epoch, batch = divmod(step, self.steps)
         at = batch * self._size + self._shard.rank * self.part + place  # in the epoch's order
         index, before = int(self._order(epoch)[at]), len(unreadable)
         for attempt in range(TRIES):
             rng = np.random.default_rng((self._seed, step, at, attempt))
             if attempt:
-                index = int(rng.choice(self.train))
+                index = int(rng.choice(self._like(index)))
             try:
                 return make(place, index, rng)
             except (InputError, OSError) as error:
@@ -77,7 +82,17 @@ class Shuffled:
         )
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        """The epoch's order, batch after batch; what stands behind `steps` batches waits."""
         return np.random.default_rng((self._seed, epoch)).permutation(self.train)
+
+    def _like(self, index: int) -> NDArray[np.int64]:
+        """The pairs of which one may stand in for an unreadable one."""
+        return self.train
+
+
+def fingerprint_of(keys: Sequence[str]) -> str:
+    """What tells one set of pairs from another, wherever it lies."""
+    return hashlib.sha256("\n".join(keys).encode(errors="replace")).hexdigest()
 
 
 def split_by_hash(keys: Sequence[str], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
