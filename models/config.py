@@ -13,6 +13,8 @@ from edgeclip.models.towers import config_class
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 ImagePool = Literal["cls", "avg", "map", "attentional", "attentional_avg"]
 TextPool = Literal["eos", "argmax", "last", "first", "class"]
+# of a block: every pair of a token's logits is compared to find its best (64: 4 KB a token); CLIP-MoE has 4
+MOST_EXPERTS = 64
 
 
 class ImageTowerConfig(Protocol):
@@ -62,9 +64,15 @@ class MoeConfig:
     top_k: int = 2  # a block with fewer experts gives each token to all of them
 
     def __post_init__(self) -> None:
-        if self.top_k < 1 or any(count < 0 or count == 1 for count in self.experts) or not any(self.experts):
+        counts = set(self.experts)
+        if (
+            not 1 <= self.top_k <= MOST_EXPERTS
+            or not counts - {0}
+            or not counts <= {0, *range(2, MOST_EXPERTS + 1)}
+        ):
             raise ValueError(
-                f"experts: expected 0 or 2 and more for each block and top_k of 1 or more, got {self.experts} and {self.top_k}"
+                f"experts: expected 0 or 2-{MOST_EXPERTS} for each block, one of them not 0, and top_k of 1-{MOST_EXPERTS}, "
+                f"got {self.experts} and {self.top_k}"
             )
 
 

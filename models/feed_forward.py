@@ -73,12 +73,14 @@ class MoeMlp(nn.Module):
         shares = gates(logits, self.top_k)
         if self.recorder is not None:
             self.recorder.add(self, logits, shares)
-        flat, shares = x.flatten(0, -2), shares.flatten(0, -2)
+        flat, shares = x.reshape(-1, x.shape[-1]), shares.reshape(-1, shares.shape[-1])
         y = torch.zeros_like(flat)
         for i, expert in enumerate(self.experts):
             (rows,) = torch.nonzero(shares[:, i], as_tuple=True)
             out = self._expert(expert, flat[rows]) * shares[rows, i, None].to(flat.dtype)
-            y = y.index_add(0, rows, out.to(y.dtype))
+            y.index_add_(
+                0, rows, out.to(y.dtype)
+            )  # no rows at all too: an expert without a token still has a gradient, 0
         return y.view_as(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -111,12 +113,17 @@ class Recorder:
     layers: list[MoeMlp] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)  # (N, T, E) float32
     shares: list[Tensor] = field(default_factory=list)  # (N, T, E) float32, 0 where an expert was not chosen
+    _outer: dict[MoeMlp, Recorder] = field(
+        default_factory=dict, repr=False
+    )  # who listened before, and still does
 
     def add(self, layer: MoeMlp, logits: Tensor, shares: Tensor) -> None:
         """Keep one call's."""
         self.layers.append(layer)
         self.logits.append(logits)
         self.shares.append(shares)
+        if layer in self._outer:
+            self._outer[layer].add(layer, logits, shares)
 
 
 def moe_layers(model: nn.Module) -> dict[str, MoeMlp]:
@@ -126,12 +133,14 @@ def moe_layers(model: nn.Module) -> dict[str, MoeMlp]:
 
 @contextlib.contextmanager
 def recorded(model: nn.Module) -> Iterator[Recorder]:
-    """Record what every router of `model` says within the block."""
-    recorder, layers = Recorder(), moe_layers(model).values()
+    """Record what every router of `model` says within the block, and within blocks inside it."""
+    layers = list(moe_layers(model).values())
+    outer = {layer: layer.recorder for layer in layers}
+    recorder = Recorder(_outer={layer: other for layer, other in outer.items() if other is not None})
     for layer in layers:
         layer.recorder = recorder
     try:
         yield recorder
     finally:
         for layer in layers:
-            layer.recorder = None
+            layer.recorder = outer[layer]

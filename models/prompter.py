@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from edgeclip.errors import InputError
 from edgeclip.models.clip import Block, Clip, ImageTower
 from edgeclip.models.config import ClipConfig, ImageConfig
+from edgeclip.models.feed_forward import MoeMlp
 
 # Of an untrained prompter, a patch's score where its place is the box itself: at 8, 0.56 of what boxes of 7% of drawn scenes look at lies
 # inside, without places 0.08. At 16 it is 0.79, but two places were learned in 54 steps instead of 20.
@@ -211,7 +212,10 @@ def start_from(prompter: Prompter, tower: ImageTower) -> None:
     last, own = tower.blocks[-1], prompter.block
     assert isinstance(last, Block)
     assert prompter.place is not None
-    own.load_state_dict(last.state_dict())
+    for mine, its in ((own.attention, last.attention), (own.norm1, last.norm1), (own.norm2, last.norm2)):
+        mine.load_state_dict(its.state_dict())
+    # of a mixture the first expert, which where a dense model was upcycled is that model's own
+    own.mlp.load_state_dict((last.mlp.experts[0] if isinstance(last.mlp, MoeMlp) else last.mlp).state_dict())
     if tower.head is None:  # else another space than the tokens' is projected
         if tower.norm_post is not None:
             prompter.norm.load_state_dict(tower.norm_post.state_dict())

@@ -42,6 +42,10 @@ class EncoderConfig:
     # "linear": without a bias; "mlp": linear, GELU, linear, without biases; "double": linear with a bias, linear without (AltCLIP)
     projection_width: int = 0  # between the two layers of "mlp" and "double"
 
+    def __post_init__(self) -> None:
+        if self.blocks.moe is not None:
+            raise ValueError("the blocks of an encoder of this kind have one feed-forward each, no experts")
+
     @property
     def context_length(self) -> int:
         """Largest L."""
