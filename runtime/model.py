@@ -26,6 +26,7 @@ from edgeclip.runtime import stages
 from edgeclip.runtime.detect.detector import Detector
 from edgeclip.runtime.detect.methods import Detecting
 from edgeclip.runtime.engines import EngineOptions, engine_order, local_variants
+from edgeclip.runtime.expert_methods import Mixing
 from edgeclip.runtime.heads import Heads
 from edgeclip.runtime.images.decode import Color, DecodeLimits, Picture
 from edgeclip.runtime.images.preprocess import Decode
@@ -47,7 +48,9 @@ TOWERS = (
     ("image", "embeddings"),
     ("image", "labels"),
     ("image", "prompts"),
+    ("image", "routing"),
     ("text", "embeddings"),
+    ("text", "routing"),
     ("detector", "embeddings"),
     ("detector", "labels"),
     ("detector", "prompts"),
@@ -110,7 +113,7 @@ def load(
     )
 
 
-class Model(Detecting, Asking):
+class Model(Detecting, Asking, Mixing):
     """See `load`. Every method takes one item, giving one result, or several, giving as many in the same order."""
 
     def __init__(
@@ -141,7 +144,7 @@ class Model(Detecting, Asking):
                 head=head,
                 engine=engine,
                 options=options,
-                precision=None if kind in ASKING else precision,
+                precision=None if kind in ASKING or head == "routing" else precision,
                 wanted=variants,
                 unload_after=unload_after,
             )
@@ -162,6 +165,7 @@ class Model(Detecting, Asking):
         )
         asking = {kind: by_name[kind, "embeddings"] for kind in ("tokens", *ASKING)}
         self._regions = Regions(bundle, asking, tokens, self._detector)
+        self._routing = {kind: by_name[kind, "routing"] for kind in ("image", "text")}
         self._closed = False
 
     def __enter__(self) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,8 @@ import click
 from edgeclip.cli.common import console, emit, json_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgeclip.bench.report import Report
     from edgeclip.bundle import Bundle
 
@@ -18,23 +21,54 @@ EXAMPLES = """\b
 Examples:
   edgeclip inspect nano
   edgeclip inspect clip-b32/ --memory --json
+  edgeclip inspect clip-moe --experts photos/                           what part of its tokens each expert takes
+  edgeclip inspect clip-moe --experts photos/ --picture experts.html    and which patches
+  edgeclip inspect clip-moe --texts captions.txt --json
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("bundle")
 @click.option("--memory", is_flag=True, help="Estimate the resident memory of each tower before loading it.")
+@click.option(
+    "--experts", metavar="DIR", help="Count how much each expert is used on the pictures below a folder."
+)
+@click.option(
+    "--texts", type=click.Path(path_type=Path), metavar="FILE",
+    help="The same on a file of texts, one a line, for mixtures in the text tower.",
+)  # fmt: skip
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE",
+    help="Draw the use, and who takes which patch, into this .html or .png file.",
+)  # fmt: skip
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Look at so many pictures, spread evenly, and so many texts."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads. Default: one for each physical core."
+)
 @json_option
-def command(bundle: str, memory: bool, as_json: bool) -> None:
+def command(
+    bundle: str, memory: bool, experts: str | None, texts: Path | None, picture: Path | None, limit: int | None,
+    threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
     """Show what a bundle is and how well it agrees with its source.
 
     BUNDLE is a folder, a .zip of one, hf:ORG/NAME, or nano. Shows model, variants, fidelity, licences and
     size, the latency reports that it holds, and the engines and reports that were made of it on this machine.
+
+    Of a model with mixtures of experts, --experts counts which experts the patches of your pictures take, and --picture shows it.
     """
     from edgeclip.bundle import open_bundle
+    from edgeclip.cli import inspect_experts
 
+    asked = experts is not None or texts is not None
+    inspect_experts.check_picture(picture, asked)
     opened = open_bundle(bundle)
     record = _record(opened)
+    use = inspect_experts.count(opened, experts, texts, picture, limit, threads, as_json) if asked else []
+    if asked:
+        record["expert_use"] = {one.tower: one.to_dict() for one in use}
     if memory:
         from edgeclip.runtime.memory import estimate_memory
 
@@ -52,6 +86,9 @@ def command(bundle: str, memory: bool, as_json: bool) -> None:
         emit(record)
     else:
         _print(record)
+        inspect_experts.print_use(use)
+        if picture is not None:
+            click.echo(f"{picture}: written", err=True)
 
 
 def _record(bundle: Bundle) -> dict[str, Any]:
@@ -153,6 +190,8 @@ def _print(record: dict[str, Any]) -> None:
         )
         scores = next(shape[-1] for shape in shapes)
         facts.add_row("labels", f"{scores} labels baked in ({labels})")
+    for tower, line in _mixtures(record):
+        facts.add_row("experts", f"{tower} tower: {line}")
     facts.add_row(
         "weights licence", licence["weights"] + (f"; {licence['credit']}" if licence["credit"] else "")
     )
@@ -188,6 +227,45 @@ def _print(record: dict[str, Any]) -> None:
         out.print(codec_table(record["codecs_measured"]))
     for warning in licence["warnings"]:
         out.print(f"licence: {warning}", style="yellow")
+
+
+def _mixtures(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of each tower with mixtures of experts: its name, and what they are in one line."""
+    found = []
+    for tower in dict.fromkeys(variant["tower"] for variant in record["variants"]):
+        own = [v for v in record["variants"] if v["tower"] == tower and v["experts"] is not None]
+        if not own:
+            continue
+        facts = own[0]["experts"]
+        counts = sorted(set(facts["counts"]))
+        each = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        forms = dict.fromkeys(v["axes"]["moe"] for v in own if v["axes"]["head"] != "routing")
+        line = f"{each}, {facts['top_k']} for each token, in blocks {_ranges(facts['blocks'])}; as {', '.join(forms)}"
+        capped = next((v["experts"] for v in own if v["axes"]["moe"] == "capacity"), None)
+        found.append((tower, line + (_capacity(capped) if capped else "")))
+    return found
+
+
+def _capacity(experts: dict[str, Any]) -> str:
+    """What each expert takes of a sample, and what finds no place."""
+    each = [size for sizes in experts["capacities"] for size in sizes]
+    takes = (
+        f"{min(each)} to {max(each)} tokens" if len(set(each)) > 1 else f"{each[0]} tokens" if each else ""
+    )
+    dropped = f"{100 * experts['dropped']:.2g} % of choices dropped" if experts["dropped"] is not None else ""
+    said = ", ".join(filter(None, (takes and f"an expert takes {takes}", dropped)))
+    return f" ({said})" if said else ""
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """ "0-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _regions(record: dict[str, Any]) -> int:

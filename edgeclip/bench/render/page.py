@@ -9,13 +9,13 @@ from edgeclip.bench.render.grid import Grid
 from edgeclip.bench.render.svg import tag, text
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML file."""
+def page(title: str, body: str, head: str = "") -> str:
+    """A whole HTML file. `head`: markup that its head has besides."""
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>\n{css}</style>\n{head}</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 

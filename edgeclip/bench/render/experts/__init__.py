@@ -1,0 +1,1 @@
+"""What the experts of a model take, as a page (HTML) or as one picture (PNG)."""
