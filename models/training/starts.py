@@ -23,6 +23,7 @@ from edgeclip.models.sources import load_source
 from edgeclip.models.training.data import open_pairs
 from edgeclip.models.training.recipe import Recipe
 from edgeclip.models.training.settings import nearest
+from edgeclip.models.upcycling import upcycled
 
 PAD, END = "<pad>", "<end>"  # ids 0 and 1 of a tokenizer learned here
 LEARN_FROM = 100_000  # captions at most
@@ -65,6 +66,18 @@ def from_source(recipe: Recipe) -> Source:
                 f"init_from: {recipe.init_from} has no {tower} tower, and training needs both. Name the whole model."
             )
     return at_resolution(source, (recipe.resolution,) * 2) if recipe.resolution else source
+
+
+def sparsely_upcycled(recipe: Recipe) -> Source:
+    """The source with experts that are copies of its feed-forwards (models/upcycling.py); the seed decides the routers."""
+    return upcycled(
+        from_source(recipe),
+        experts=recipe.experts,
+        top_k=recipe.top_k,
+        last_blocks=recipe.expert_layers,
+        towers=recipe.expert_towers,
+        seed=recipe.seed,
+    )
 
 
 def region_encoder(recipe: Recipe) -> Source:
@@ -126,6 +139,7 @@ def from_scratch(recipe: Recipe) -> Source:
 STARTS: dict[str, Callable[[Recipe], Source]] = {
     "source": from_source,
     "scratch": from_scratch,
+    "upcycled": sparsely_upcycled,
     "regions": region_encoder,
     "prompter": prompter,
 }

@@ -8,7 +8,7 @@ Source: Gao et al. 2021 (GradCache), arXiv:2101.06983; Pham et al. 2021 (BASIC),
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeclip.errors import TrainingError
+from edgeclip.models.feed_forward import recorded
 from edgeclip.models.source import DualEncoder
-from edgeclip.models.training import distributed
+from edgeclip.models.training import distributed, routing
 from edgeclip.models.training.batch import PairBatch, split
 from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.encode_regions import encode_mosaics, encode_regions
@@ -40,12 +41,21 @@ def encode_pairs(model: DualEncoder, batch: PairBatch) -> dict[str, Tensor]:
     return features
 
 
+def encode_routed_pairs(model: DualEncoder, batch: PairBatch) -> dict[str, Tensor]:
+    """`encode_pairs`, and what the routers said meanwhile; see `routing.routing_features`."""
+    with recorded(model) as recorder:
+        features = encode_pairs(model, batch)
+    return {**features, **routing.routing_features(model, recorder, batch.input_ids)}
+
+
 ENCODERS: dict[str, Encode] = {"pairs": encode_pairs, "mosaics": encode_mosaics, "regions": encode_regions}
 
 
-def encoder(entry: str | Encode) -> Encode:
+def encoder(entry: str | Encode, wanted: Set[str] = frozenset()) -> Encode:
     """The table's entry, or the user's own callable.
 
+    Args:
+        wanted: features that objectives ask for; what routers say costs something, so it is told where it is wanted.
     Raises:
         TrainingError: no such entry.
     """
@@ -55,7 +65,7 @@ def encoder(entry: str | Encode) -> Encode:
         raise TrainingError(
             f"encode: no {entry!r}{nearest(entry, ENCODERS)} There are {', '.join(ENCODERS)}, or pass a callable."
         )
-    return ENCODERS[entry]
+    return encode_routed_pairs if entry == "pairs" and wanted & routing.FEATURES else ENCODERS[entry]
 
 
 def check_splittable(model: nn.Module, accumulate: int, shard: Shard) -> None:
@@ -90,9 +100,18 @@ def backward(
         context: makes the context under which the towers run; objectives always see float32.
         seed: of dropout; a part's second encoding repeats its first one's.
     Returns:
-        The weighted sum, and each objective's own value: () tensors without gradient.
+        The weighted sum, and each objective's own value; where routers are watched, `routing.expert_use` too. () tensors without
+        gradient.
     """
     shard = shard or Shard()
+    watched = bool(objectives.wanted & routing.FEATURES)
+
+    def judged(features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        features = {**features, **scalars(model), **(routing.expert_counts(model) if watched else {})}
+        loss, terms = objectives(features)
+        loss.backward()  # type: ignore[no-untyped-call]
+        use = routing.expert_use(features) if "image_routed" in features else {}
+        return loss.detach(), {name: term.detach() for name, term in {**terms, **use}.items()}
 
     def run(part: Any, number: int) -> dict[str, Tensor]:
         torch.manual_seed((seed * shard.world + shard.rank) * accumulate + number)
@@ -100,9 +119,7 @@ def backward(
             return encode(model, part)
 
     if accumulate == shard.world == 1:
-        loss, terms = objectives({**run(batch, 0), **scalars(model)})
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), {name: term.detach() for name, term in terms.items()}
+        return judged(run(batch, 0))
 
     parts = split(batch, accumulate)
     with torch.set_grad_enabled(accumulate == 1):  # one part: its graph is kept, nothing is encoded twice
@@ -113,8 +130,7 @@ def backward(
     }
     for feature in whole.values():
         feature.requires_grad_(feature.is_floating_point())
-    loss, terms = objectives({**whole, **scalars(model)})
-    loss.backward()  # type: ignore[no-untyped-call]
+    told = judged(whole)
     for parameter in model.parameters():
         # scale and bias: every process has their whole gradient already, and the processes' will be summed
         if parameter.grad is not None:
@@ -123,7 +139,7 @@ def backward(
         features = encoded[number] if accumulate == 1 else run(part, number)
         _pull(features, whole, shard.rank * accumulate + number)
     distributed.sum_gradients(model, shard)
-    return loss.detach(), {name: term.detach() for name, term in terms.items()}
+    return told
 
 
 def _pull(features: dict[str, Tensor], whole: dict[str, Tensor], place: int) -> None:

@@ -16,6 +16,7 @@ RECIPES = {
     "clip_vit_tiny": "edgeclip.models.training.recipes.clip_vit_tiny",
     "siglip_vit_tiny": "edgeclip.models.training.recipes.siglip_vit_tiny",
     "finetune": "edgeclip.models.training.recipes.finetune",
+    "sparse_upcycling": "edgeclip.models.training.recipes.sparse_upcycling",
     "clim_finetune": "edgeclip.models.training.recipes.clim_finetune",
     "cloc": "edgeclip.models.training.recipes.cloc",
 }
