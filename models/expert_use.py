@@ -129,16 +129,18 @@ def counted_tokens(tower: Any, mixture: str, inputs: Tensor, tokens: int) -> Ten
         only = last and isinstance(config, ImageConfig) and config.pool == "cls"
         return every & (order == 0) if only else every
     if not isinstance(config, TextConfig):  # an encoder, which hides padding
-        seen = inputs != config.pad_id
+        seen: Tensor = inputs != config.pad_id
         return every & (order == 0) if last and config.pool != "mean" else seen
     if config.pool == "class":  # the class token stands behind a text of full length
         if last:
             return every & (order == tokens - 1)
         given = torch.nn.functional.pad(inputs, (0, tokens - inputs.shape[1]), value=config.pad_id)
-        return (given != config.pad_id) | (order == tokens - 1)
-    pooled = tower.pooled_position(inputs)[:, None]
+        shown: Tensor = (given != config.pad_id) | (order == tokens - 1)
+        return shown
+    pooled: Tensor = tower.pooled_position(inputs)[:, None]
     if last:
         return every & (order == pooled)
     if config.causal:
         return every & (order <= pooled)
-    return inputs != config.pad_id if config.mask_padding else every
+    padded: Tensor = inputs == config.pad_id
+    return ~padded if config.mask_padding else every

@@ -119,7 +119,7 @@ def merge(experts: Sequence[Expert], i: int, j: int, inputs: Tensor, k: int) -> 
         for field in fields(Expert)
         if isinstance(getattr(a, field.name), Tensor)
     }
-    found = replace(a, **mean, use=total, of=(*a.of, *b.of))
+    found = replace(a, use=total, of=(*a.of, *b.of), **mean)  # type: ignore[arg-type]
     logits = inputs.double() @ _rows(experts).double().T
     taken = chosen(logits.float(), k)
     both = taken[:, i] & taken[:, j]
@@ -134,7 +134,8 @@ def _corrected(row: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
     ridge = _RIDGE * square.trace() / len(square)
     missing = wanted - x @ row.double()
     change = torch.linalg.solve(square + ridge * torch.eye(len(square), dtype=x.dtype), x.T @ missing)
-    return (row.double() + change).to(row.dtype)
+    corrected: Tensor = (row.double() + change).to(row.dtype)
+    return corrected
 
 
 def aligned(expert: Expert, to: Expert) -> Expert:

@@ -54,7 +54,7 @@ def draw(points: Sequence[Point], budgets: Sequence[Budget]) -> str:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From values to pixels, with round ticks that begin at 0."""
 
     most: float
@@ -63,6 +63,7 @@ class _Scale:
 
     @property
     def ticks(self) -> list[float]:
+        """Values to write at the axis, the first 0."""
         step = 10 ** math.floor(math.log10(self.most / 4))
         step *= next(k for k in (1, 2, 5, 10) if self.most / (k * step) <= 6)
         return [i * step for i in range(math.ceil(self.most / step) + 1)]
@@ -72,7 +73,7 @@ class _Scale:
 
 
 @dataclass
-class _Labels:
+class Labels:
     """Places for texts that do not cover each other."""
 
     taken: list[tuple[float, float, float]] = field(default_factory=list)  # x, y, width
@@ -117,22 +118,22 @@ def _panel(tower: str, points: Sequence[Point], budget: Budget) -> str:
         return float(loss(0.0 if value is None else value))
 
     bound = float(loss(budget.bound))
-    x = _Scale(max(map(across, points)) or 1.0, LEFT, WIDTH - RIGHT)
-    y = _Scale(max([bound, *map(up, points)]) or 1.0, HEIGHT - BOTTOM, TOP)
+    x = Scale(max(map(across, points)) or 1.0, LEFT, WIDTH - RIGHT)
+    y = Scale(max([bound, *map(up, points)]) or 1.0, HEIGHT - BOTTOM, TOP)
     parts = [
         f'<text x="{LEFT}" y="20" font-size="14" font-weight="bold">{TITLES.get(tower, f"{tower} tower")}</text>',
-        *_axes(x, y),
+        *axes(x, y),
     ]
-    parts.append(_text(WIDTH / 2, HEIGHT - 10, "ms, batch 1" if timed else "MB of weights", "middle"))
+    parts.append(text_at(WIDTH / 2, HEIGHT - 10, "ms, batch 1" if timed else "MB of weights", "middle"))
     middle = HEIGHT / 2
     parts.append(
         f'<text transform="rotate(-90 16 {middle})" x="16" y="{middle}" text-anchor="middle">{label}</text>'
     )
     parts.append(
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(bound):.1f}" y2="{y(bound):.1f}" stroke="#c53030" '
-        f'stroke-dasharray="5 4"/>{_text(WIDTH - RIGHT, y(bound) - 4, f"budget {budget}", "end")}'
+        f'stroke-dasharray="5 4"/>{text_at(WIDTH - RIGHT, y(bound) - 4, f"budget {budget}", "end")}'
     )
-    labels = _Labels([(WIDTH - RIGHT - 100.0, y(bound) - 4, 100.0)])
+    labels = Labels([(WIDTH - RIGHT - 100.0, y(bound) - 4, 100.0)])
     labels.taken += [
         (x(across(point)) - 5, y(up(point)) + 4, 10.0) for point in points
     ]  # nothing is written on a dot
@@ -147,20 +148,22 @@ def _panel(tower: str, points: Sequence[Point], budget: Budget) -> str:
     return "".join(parts)
 
 
-def _axes(x: _Scale, y: _Scale) -> list[str]:
+def axes(x: Scale, y: Scale) -> list[str]:
+    """Lines and figures of both axes."""
     parts = []
     for tick in x.ticks:
         parts.append(
             f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#eeeeee"/>'
         )
-        parts.append(_text(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle"))
+        parts.append(text_at(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle"))
     for tick in y.ticks:
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#eeeeee"/>'
         )
-        parts.append(_text(LEFT - 6, y(tick) + 4, f"{tick:.3g}", "end"))
+        parts.append(text_at(LEFT - 6, y(tick) + 4, f"{tick:.3g}", "end"))
     return parts
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def text_at(x: float, y: float, text: str, anchor: str) -> str:
+    """An SVG text. `anchor`: "start", "middle" or "end"."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#444444">{escape(text)}</text>'
