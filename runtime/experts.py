@@ -94,12 +94,12 @@ class ExpertUse:
     @property
     def choices(self) -> NDArray[np.float64]:
         """(R, E): what part of a block's choices fell on the expert; rows add up to 1."""
-        return self.chosen / np.maximum(self.chosen.sum(axis=1, keepdims=True), 1)
+        return np.asarray(self.chosen / np.maximum(self.chosen.sum(axis=1, keepdims=True), 1))
 
     @property
     def mean_shares(self) -> NDArray[np.float64]:
         """(R, E): the expert's mean share of a token's output where it was chosen; 0 where it never was."""
-        return self.shares / np.maximum(self.chosen, 1)
+        return np.asarray(self.shares / np.maximum(self.chosen, 1))
 
     @property
     def balance(self) -> NDArray[np.float64]:
@@ -193,7 +193,7 @@ class UseCounter:
             skipped=skipped,
             tokens=self._tokens,
             chosen=self._chosen.copy(),
-            shares=self._steps * _STEP,
+            shares=np.asarray(self._steps * _STEP, np.float64),
             grid=self._grid,
             surest={key: tuple(sorted(kept, reverse=True)) for key, kept in self._surest.items()},
         )

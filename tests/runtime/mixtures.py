@@ -101,7 +101,11 @@ def _image_graph(port: Port) -> bytes:
 
 
 def _text_graph(port: Port) -> bytes:
-    constants = {"table": TEXT_ROUTERS, "pad": np.array(TEXT.pad_id, np.int32)}
+    constants: dict[str, NDArray[Any]] = {
+        "table": TEXT_ROUTERS,
+        "pad": np.array(TEXT.pad_id, np.int32),
+        "sides": np.array([1, 3], np.int64),
+    }
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Transpose", ["rows"], ["logits"], perm=[0, 2, 1, 3]),
@@ -113,7 +117,7 @@ def _text_graph(port: Port) -> bytes:
         helper.make_node("Mul", ["all_shares", "column"], ["shares"]),
     ]
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["N", "L"])
-    return _model(nodes, ids, port, constants | {"sides": np.array([1, 3], np.int64)})
+    return _model(nodes, ids, port, constants)
 
 
 def _chosen(target: str) -> list[onnx.NodeProto]:

@@ -187,7 +187,7 @@ def test_balance_by_hand() -> None:
         "block": 1, "tokens": [2, 0, 0, 2], "choices": [0.5, 0, 0, 0.5], "mean_share": [1, 0, 0, 1], "balance": 0.5,
     }  # fmt: skip
     one = UseCounter("image", Experts((0,), (4,), 1))
-    one.add(0, np.tile(np.float32([1, 0, 0, 0]), (1, 9, 1)))
+    one.add(0, np.tile(np.array([1, 0, 0, 0], np.float32), (1, 9, 1)))
     assert one.use().balance.tolist() == [0]
     assert not math.copysign(1, float(one.use().balance[0])) < 0, "-0 % is no figure"
 

@@ -307,7 +307,7 @@ def test_an_engine_that_does_not_close_is_forgotten_all_the_same(
 
     with load(bundle) as model:
         model.embed_texts("a cat")
-        (tower,) = (tower for tower in model.towers if tower.kind == "text")
+        (tower,) = (tower for tower in model.towers if tower.name == "text")
         monkeypatch.setattr(OnnxRuntimeCpu, "close", lost)
         with pytest.raises(EngineError, match="lost"):
             tower.close()

@@ -62,7 +62,9 @@ def _heat(use: ExpertUse) -> str:
         role="img",
     )
     return section(
-        f"Use by block: {use.tower} tower", tag("div", svg, class_="scroll", tabindex="0"), paragraph(note)
+        f"Use by block: {use.tower} tower",
+        tag("div", svg, class_="scroll", tabindex="0"),
+        paragraph(f"{note} {words.LAST}"),
     )
 
 

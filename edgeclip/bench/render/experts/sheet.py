@@ -47,7 +47,7 @@ class _Sheet:
     def png(self) -> bytes:
         """The file."""
         buffer = io.BytesIO()
-        self._image.crop((0, 0, WIDTH, self.y + EDGE)).save(buffer, "PNG", optimize=True)
+        self._image.crop((0, 0, WIDTH, self.y + EDGE)).save(buffer, "PNG")
         return buffer.getvalue()
 
 

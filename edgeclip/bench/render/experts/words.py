@@ -13,6 +13,10 @@ OF_PICTURES = (
     "A patch has the colour and the number of the expert with the largest share. "
     "The class token has no place in the picture; it counts in the figures."
 )
+LAST = (
+    "Every token counts, but for padding. A model that pools one token reads only that one behind its last block, "
+    "so there the other tokens' choices change no embedding."
+)
 
 
 def in_brief(use: ExpertUse) -> str:
