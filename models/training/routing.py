@@ -55,7 +55,7 @@ def routing_features(model: DualEncoder, recorder: Recorder, input_ids: Tensor) 
         found |= {
             f"{name}_routed": _stacked([s[0] for s in sums], most, none),
             f"{name}_probability": _stacked([s[1] for s in sums], most, none.float()),
-            f"{name}_router_z": torch.stack([s[2] for s in sums], dim=1) if sums else none[:, :, 0].float(),
+            f"{name}_router_z": torch.stack([s[2] for s in sums], dim=1) if sums else none.flatten(1).float(),
             f"{name}_tokens": sums[0][3] if sums else input_ids.new_zeros(batch),
         }
     return found
