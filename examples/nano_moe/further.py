@@ -1,0 +1,22 @@
+"""Training the dense base on, with the settings that every contestant of benchmarks/moe_training.py shares.
+
+Command:  edgeclip train examples/nano_moe/further.py -o runs/further --set data=PAIRS/training.jsonl --set init_from=runs/base/model
+"""
+
+from dataclasses import replace
+
+from dense import RECIPE as DENSE
+
+RECIPE = replace(
+    DENSE,
+    model="source",
+    clip=None,
+    tokenizer="",
+    preprocessing=None,  # the base's own
+    steps=400,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    warmup_steps=20,
+    ema_decay=0.0,
+    checkpoint_every=40,
+)
