@@ -74,6 +74,14 @@ FAMILIES: tuple[Family, ...] = (
         ),
     ),
     Family(
+        "CLIP-MoE", ("CLIP-MoE",), "ViT with experts in its blocks", "causal transformer with experts in its blocks", ("cls/argmax",), "softmax",
+        "QuickGELU", _CROP, _BPE.replace("77", "248").replace("in OpenCLIP ", ""),
+        (
+            Known("hf:MajorDavidZhang/CLIP-MoE/clip-moe-4-2-sharegpt4v.pt", NONE_STATED),
+            Known("hf:MajorDavidZhang/CLIP-MoE/clip-moe-4-2-recap-dc.pt", NONE_STATED),
+        ),
+    ),
+    Family(
         "TinyCLIP", ("Hugging Face clip",), "ViT", "causal transformer", ("cls/eos", "cls/argmax"), "softmax",
         "GELU or QuickGELU, as the config says", _CROP, _BPE,
         (

@@ -9,8 +9,8 @@ from types import ModuleType
 
 from edgeclip import errors
 from edgeclip.errors import SourceError
-from edgeclip.models.loaders import openclip
-from edgeclip.models.loaders.checkpoint import find_weights, what_happened
+from edgeclip.models.loaders import clip_moe, openclip
+from edgeclip.models.loaders.checkpoint import check_allowed, check_whole, find_weights, what_happened
 from edgeclip.models.loaders.hub import download
 from edgeclip.models.loaders.native import save_source
 from edgeclip.models.loaders.openclip.table import Tag
@@ -23,10 +23,12 @@ FORMATS = {
     "edgeclip": "edgeclip.models.loaders.native",
     "Hugging Face": "edgeclip.models.loaders.huggingface",
     "OpenCLIP": "edgeclip.models.loaders.openclip",
+    "CLIP-MoE": "edgeclip.models.loaders.clip_moe",
 }
 # Of a Hub repository; the weights follow once the format is known.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "README.md"]
 _NOT_SMALL = ["onnx/*", "*.index.json"]
+_FILES = (".safetensors", ".pt", ".pth", ".bin")  # how a weight file's name ends
 
 
 def load_source(
@@ -35,7 +37,8 @@ def load_source(
     """Load a source model, in eval mode and fp32, with everything that a bundle must know about it.
 
     Args:
-        spec: `hf:ORG/NAME`, `openclip:ARCH/TAG` (a tag, a Hub id, a weight file or a folder), a local folder, or `nano`.
+        spec: `hf:ORG/NAME` (or `/FILE` of it, which says its architecture itself), `openclip:ARCH/TAG` (a tag, a Hub id, a weight
+            file or a folder), a local folder or such a file, or `nano`.
         revision, allow_pickle, tokenizer: see `Request`.
     Raises:
         SourceError: nothing is there, it cannot be fetched, or it is damaged, unknown or contradicts itself.
@@ -52,9 +55,7 @@ def load_source(
     if path.is_dir():
         return _load(path, _name_of(path), request)
     if path.is_file():
-        raise SourceError(
-            f"{spec}: a single file does not say its architecture. Name it openclip:ARCH/{spec}, or pass its folder."
-        )
+        return _from_file(path, request, f"Name it openclip:ARCH/{spec}, or pass its folder.")
     raise SourceError(
         f"{spec}: no such source. Expected hf:ORG/NAME, openclip:ARCH/TAG, a local folder, or nano."
     )
@@ -66,8 +67,29 @@ def _name_of(folder: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
+def _from_file(path: Path, request: Request, otherwise: str, folder: Path | None = None) -> Source:
+    """A weight file that says its architecture itself. `otherwise`: what to do with one that does not."""
+    if not clip_moe.claims(path):
+        check_whole(path)
+        raise SourceError(f"{request.spec}: a single file does not say its architecture. {otherwise}")
+    return clip_moe.load_file(path, request, folder=folder)
+
+
+def _from_hub_file(repo: str, file: str, request: Request) -> Source:
+    """`hf:ORG/NAME/FILE`."""
+    check_allowed(Path(file), request.allow_pickle)  # before gigabytes are fetched
+    folder = download(repo, request, [file, *_SMALL_FILES], _NOT_SMALL)
+    path = folder / file
+    if not path.is_file():
+        raise SourceError(f"{request.spec}: {repo} has no file {file!r}. {what_happened(folder)}")
+    return _from_file(path, request, f"Name hf:{repo}.", folder)
+
+
 def _from_hub(repo: str, request: Request, only: str = "") -> Source:
     """`hf:ORG/NAME`. `only`: the one format to take from a repository that holds several."""
+    parts = repo.split("/", 2)
+    if len(parts) == 3 and repo.endswith(_FILES) and not only:
+        return _from_hub_file("/".join(parts[:2]), parts[2], request)
     folder = download(repo, request, _SMALL_FILES, _NOT_SMALL)
     loader = _format_of(folder, only)
     download(repo, request, [*loader.WEIGHTS, *loader.SHARDS])

@@ -92,15 +92,21 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> Weights:
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return Weights(str(path), _read_safetensors(path), sha256_file(path))
-    if not allow_pickle:
+    check_allowed(path, allow_pickle)
+    return Weights(str(path), _read_pickle(path), sha256_file(path))
+
+
+def check_allowed(path: Path, allow_pickle: bool) -> None:
+    """Raises SourceError for a file that is read as a pickle, unless pickles are allowed."""
+    if path.suffix != ".safetensors" and not allow_pickle:
         raise SourceError(
             f"{path}: a pickle, which can run code when it is opened. "
             "Pass --allow-pickle to read its tensors only, or convert it to safetensors."
         )
-    return Weights(str(path), _read_pickle(path), sha256_file(path))
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
+    """Raises SourceError for a file that is missing, empty, or a git-lfs pointer."""
     if not path.is_file():
         raise SourceError(f"{path}: no such file. Is the download complete?")
     with path.open("rb") as stream:
@@ -112,7 +118,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _check_whole(path)
+    check_whole(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -139,7 +145,7 @@ def _read_shards(index: Path) -> Weights:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    _check_whole(path)
+    check_whole(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:

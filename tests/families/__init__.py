@@ -59,6 +59,7 @@ Write = Callable[[Path, Size], Written]
 
 FAMILIES: dict[str, str] = {
     "CLIP": "tests.families.clip",
+    "CLIP-MoE": "tests.families.clip_moe",
     "MetaCLIP 2": "tests.families.metaclip_2",
     "SigLIP": "tests.families.siglip",
     "CLIP ResNet": "tests.families.resnet",
@@ -100,6 +101,7 @@ SLOW = {
     "clip-L/14", "siglip-SO400M/14-384", "ViT-M-16-alt", "clip-italian", "ViT-B-16-quickgelu",
     "ViT-B-32-SigLIP2-256", "SiglipVisionModel", "bert-ViT-B-32", "MobileCLIP2-S3", "ViTamin-S", "PE-Core-T-16-384", "MobileCLIP-B",
     "CLIPTextModel", "swin_base_patch4_window7_224",
+    "clip-moe-B/16", "clip-moe-L/14",
     "owlvit-base-patch32", "owlvit-base-patch16", "owlvit-large-patch14", "owlv2-base-patch16", "owlv2-large-patch14",
 }  # fmt: skip
 
