@@ -80,7 +80,7 @@ def _taken(logits: list[float]) -> dict[int, float]:
 
 def _image_graph(port: Port) -> bytes:
     blocks, tokens, experts = port.shape[1:]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "routers": IMAGE_ROUTERS.reshape(-1, 3, PATCH, PATCH),
         "shape": np.array([0, blocks, experts, tokens], np.int64),
         "flat": np.array([0, blocks * MOST, -1], np.int64),
