@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeclip.cli.common import emit, json_option, notes
+
+if TYPE_CHECKING:
+    from edgeclip.models.training import TrainResult
 
 EXAMPLES = """\b
 Examples:
@@ -16,8 +21,9 @@ Examples:
   edgeclip train finetune -o runs/pets --set init_from=hf:openai/clip-vit-base-patch32 --set data=pets.csv
   edgeclip train clim_finetune -o runs/regions --set init_from=hf:openai/clip-vit-base-patch16 --set data=pairs.csv --set resolution=1024
   edgeclip train cloc -o runs/prompted --set init_from=hf:openai/clip-vit-base-patch16 --set data=instances.json --set images=train2017/
+  edgeclip train clip_moe -o runs/moe --set init_from=hf:openai/clip-vit-large-patch14 --set data=pairs.csv --set stage.steps=500
   edgeclip train finetune --set ... --dry-run                   the resolved recipe, and whether its data opens
-  edgeclip train my_recipe.py                                   your own file, with RECIPE = Recipe(...)
+  edgeclip train my_recipe.py                                   your own file, with RECIPE = Recipe(...) or Upcycling(...)
   torchrun --nproc-per-node 4 -m edgeclip train finetune ...    several GPUs
 
 \b
@@ -53,7 +59,7 @@ def command(
 ) -> int:
     """Train a source model from a recipe.
 
-    RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune, clim_finetune, cloc) or a .py file.
+    RECIPE is a built-in name (clip_vit_tiny, siglip_vit_tiny, finetune, clim_finetune, cloc, sparse_upcycling, clip_moe) or a .py file.
     """
     try:
         import torch  # noqa: F401
@@ -63,21 +69,22 @@ def command(
         raise MissingExtraError("train: PyTorch is not installed. pip install 'edgeclip[train]'") from error
     from dataclasses import asdict
 
-    from edgeclip.models.training import load_recipe, rehearse, train, with_settings
-
-    resolved = with_settings(load_recipe(recipe), settings)
-    if dry_run:
-        report = rehearse(resolved)
-        emit({"recipe": resolved.to_json(), **report})
-        return 0
     output = output or Path("runs") / Path(recipe).stem
+    rehearsal, run = _read(recipe, settings, output, resume, progress=not as_json)
+    if dry_run:
+        emit(rehearsal())
+        return 0
     try:
-        result = train(resolved, output, resume=resume, progress=not as_json)
+        result = run()
     except KeyboardInterrupt:
-        if (output / "checkpoints" / "latest").is_file():
-            notes().print(
-                f"stopped with a checkpoint in {output / 'checkpoints'}; the same command goes on from there"
-            )
+        for there in (output / "checkpoints" / "latest", output / "plan.json"):
+            if there.is_file():
+                what = (
+                    f"a checkpoint in {there.parent}"
+                    if there.name == "latest"
+                    else f"all finished parts in {output}"
+                )
+                notes().print(f"stopped with {what}; the same command goes on from there")
         raise
     if os.environ.get("RANK", "0") != "0":  # under torchrun, one process speaks
         return 0
@@ -94,3 +101,32 @@ def command(
         f"{result.model}: trained, last loss {result.loss:.4f}. Next: edgeclip export {result.model} -o {output.name}-bundle"
     )
     return 0
+
+
+def _read(
+    recipe: str, settings: tuple[str, ...], output: Path, resume: bool, progress: bool
+) -> tuple[Callable[[], dict[str, Any]], Callable[[], TrainResult]]:
+    """What a dry run shows, and the run itself, each when it is called."""
+    from edgeclip.models.training import (
+        Upcycling,
+        load_plan,
+        rehearse,
+        rehearse_stages,
+        run_stages,
+        train,
+        with_plan_settings,
+        with_settings,
+    )
+
+    found = load_plan(recipe)
+    if isinstance(found, Upcycling):
+        plan = with_plan_settings(found, settings)
+        return (
+            lambda: {"recipe": plan.to_json(), **rehearse_stages(plan)},
+            lambda: run_stages(plan, output, resume=resume, progress=progress),
+        )
+    resolved = with_settings(found, settings)
+    return (
+        lambda: {"recipe": resolved.to_json(), **rehearse(resolved)},
+        lambda: train(resolved, output, resume=resume, progress=progress),
+    )

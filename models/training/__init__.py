@@ -11,16 +11,24 @@ docs/training.md.
 from __future__ import annotations
 
 from edgeclip.models.training.loop import TrainResult, rehearse, train
+from edgeclip.models.training.multistage import StagesResult, rehearse_stages, run_stages
+from edgeclip.models.training.plan import Upcycling, with_plan_settings
 from edgeclip.models.training.recipe import Augmentation, Recipe, with_settings
-from edgeclip.models.training.recipes import RECIPES, load_recipe
+from edgeclip.models.training.recipes import RECIPES, load_plan, load_recipe
 
 __all__ = [
     "RECIPES",
     "Augmentation",
     "Recipe",
+    "StagesResult",
     "TrainResult",
+    "Upcycling",
+    "load_plan",
     "load_recipe",
     "rehearse",
+    "rehearse_stages",
+    "run_stages",
     "train",
+    "with_plan_settings",
     "with_settings",
 ]

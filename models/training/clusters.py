@@ -7,6 +7,7 @@ Source: Zhang et al. 2024 (CLIP-MoE), arXiv:2409.19291, section 3.1: multistage 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,9 +103,13 @@ def embed(
     device: torch.device,
     workers: int = 0,
     shard: Shard | None = None,
+    most: int | None = None,
 ) -> tuple[Vectors, Vectors, NDArray[np.bool_]]:
     """What a model makes of every training pair: the runtime's picture, and the first caption.
 
+    Args:
+        workers, shard: as `divide` takes them.
+        most: only the first so many of the training pairs.
     Returns:
         (N, D) image and text embeddings of unit length, in the order of `pairs.shuffled.train`, and (N,) whether the pair could be read;
         rows of others are 0.
@@ -112,7 +117,7 @@ def embed(
         TrainingError: an embedding is not finite; names the pair.
     """
     shard = shard or Shard()
-    train = pairs.shuffled.train
+    train = pairs.shuffled.train[:most]
     places = np.arange(shard.rank, len(train), shard.world)  # this process's share
     model: DualEncoder = source.model.to(device).eval()
     rows = np.zeros((2, -(-len(train) // shard.world), source.embedding_dim), np.float32)
@@ -137,14 +142,14 @@ def embed(
                 )
             rows[tower, own] = found
         read[own] = True
-    if shard.world > 1:
-        whole = [
-            distributed.gather(torch.from_numpy(x).to(device), shard).cpu().numpy()
-            for x in (rows[0], rows[1], read)
-        ]
-        image, text, read = (
-            x.reshape(shard.world, -1, *x.shape[1:]).swapaxes(0, 1).reshape(-1, *x.shape[1:])[: len(train)]
-            for x in whole
-        )
-        return image, text, read
-    return rows[0], rows[1], read
+    image, text, seen = (_of_all(x, device, shard)[: len(train)] for x in (*rows, read.astype(np.uint8)))
+    return image, text, seen.astype(np.bool_)
+
+
+def _of_all(x: NDArray[Any], device: torch.device, shard: Shard) -> NDArray[Any]:
+    """(n, ...) of every process -> (world * n, ...), where row i is from process i % world."""
+    if shard.world == 1:
+        return x
+    whole = distributed.gather(torch.from_numpy(x).to(device), shard).cpu().numpy()
+    found: NDArray[Any] = whole.reshape(shard.world, *x.shape).swapaxes(0, 1).reshape(-1, *x.shape[1:])
+    return found

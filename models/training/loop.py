@@ -78,7 +78,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = True, progress: bool =
         distributed.group(device) as shard,
         torch.random.fork_rng(devices),
         stop_on_signals() as stop,
-        _told_once(),
+        told_once(),
     ):
         run = _Run(recipe, Path(output), device, shard, resume)
         if run.progress.step < recipe.steps:
@@ -292,7 +292,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _told_once() -> Iterator[None]:
+def told_once() -> Iterator[None]:
     """The tokenizer says of every batch how many texts it cut; during a run the first time is enough."""
     said: list[bool] = []
 

@@ -133,11 +133,11 @@ def with_plan_settings(plan: Upcycling, assignments: tuple[str, ...]) -> Upcycli
             raise TrainingError(
                 f"{where}: no setting {head!r}{near} There are {', '.join(own)}, and those of a recipe for stage and router together."
             )
-    made = settings.assign(dataclasses.replace(plan, **_parts(plan, parts)), mine)
-    return made
+    return settings.assign(dataclasses.replace(plan, **_parts(plan, parts)), mine)
 
 
-def _parts(plan: Upcycling, assignments: dict[str, list[tuple[str, str, str]]]) -> dict[str, Recipe]:
+def _parts(plan: Upcycling, assignments: dict[str, list[tuple[str, str, str]]]) -> dict[str, Any]:
+    """Both recipes with their settings changed."""
     found = {}
     for name, mine in assignments.items():
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeclip.errors import TrainingError
-from edgeclip.models.training import RECIPES, Recipe, load_recipe, with_settings
+from edgeclip.models.training import RECIPES, Recipe, load_plan, load_recipe, with_settings
 from tests.training.tiny import TINY, tiny
 
 
@@ -116,7 +116,7 @@ def test_callables_stand_by_name() -> None:
 
 def test_built_in_recipes_say_how_they_are_run() -> None:
     for name, module_name in RECIPES.items():
-        assert load_recipe(name).name == name
+        assert load_plan(name).name == name
         doc = __import__(module_name, fromlist=["RECIPE"]).__doc__
         assert all(word in doc for word in (f"edgeclip train {name}", "Hours:", "Score:"))
 

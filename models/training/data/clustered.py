@@ -79,7 +79,8 @@ class InClusters(Shuffled):
         return order
 
     def _like(self, index: int) -> NDArray[np.int64]:
-        return self.train[self.labels[self.train] == self.labels[index]]
+        found: NDArray[np.int64] = self.train[self.labels[self.train] == self.labels[index]]
+        return found
 
 
 class ClusteredPairs(ShuffledPairs):

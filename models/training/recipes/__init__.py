@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from edgeclip.errors import EdgeClipError, TrainingError
+from edgeclip.models.training.plan import Upcycling
 from edgeclip.models.training.recipe import Recipe
 from edgeclip.models.training.settings import nearest
 
@@ -18,12 +19,25 @@ RECIPES = {
     "finetune": "edgeclip.models.training.recipes.finetune",
     "sparse_upcycling": "edgeclip.models.training.recipes.sparse_upcycling",
     "clim_finetune": "edgeclip.models.training.recipes.clim_finetune",
+    "clip_moe": "edgeclip.models.training.recipes.clip_moe",
     "cloc": "edgeclip.models.training.recipes.cloc",
 }
 
 
 def load_recipe(name: str) -> Recipe:
-    """A built-in recipe, or the RECIPE of a .py file (which is run, like any program that one starts).
+    """A built-in recipe of one run, or the RECIPE of a .py file (which is run, like any program that one starts).
+
+    Raises:
+        TrainingError: no such recipe (names the nearest), a file that fails or exposes none, or a plan of several runs.
+    """
+    found = load_plan(name)
+    if isinstance(found, Upcycling):
+        raise TrainingError(f"{name}: is a run of stages; load_plan opens it, and run_stages runs it.")
+    return found
+
+
+def load_plan(name: str) -> Recipe | Upcycling:
+    """As `load_recipe`, and a run of stages too.
 
     Raises:
         TrainingError: no such recipe (names the nearest), or a file that fails or exposes none.
@@ -37,9 +51,9 @@ def load_recipe(name: str) -> Recipe:
             f"{name}: no such recipe{nearest(name, RECIPES)} There are {', '.join(RECIPES)}, or pass a .py file."
         )
     recipe = getattr(module, "RECIPE", None)
-    if not isinstance(recipe, Recipe):
+    if not isinstance(recipe, (Recipe, Upcycling)):
         raise TrainingError(
-            f"{name}: expected RECIPE = Recipe(...) in the file, got {type(recipe).__name__}."
+            f"{name}: expected RECIPE = Recipe(...) or Upcycling(...) in the file, got {type(recipe).__name__}."
         )
     return recipe
 
