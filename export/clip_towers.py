@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeclip.export.experts import DENSE, ExpertForm, traced_feed_forward
+from edgeclip.export.experts import DENSE, ExpertForm, GatherExperts, TracedExperts, traced_feed_forward
 from edgeclip.export.traced import Linear, TracedMlp
 from edgeclip.models.clip import AttentionalPooler, Block, ImageTower, MapHead, TextTower
 
@@ -40,13 +40,15 @@ def text_tower(tower: TextTower, form: ExpertForm = DENSE) -> tuple[nn.Module, d
 
 def expected(tower: nn.Module, layers: int) -> dict[str, int]:
     """What the graph of a tower made of these modules must hold: an operator a norm, a product a linear layer."""
-    counts = {
-        kind: sum(isinstance(m, kind) for m in tower.modules()) for kind in (nn.LayerNorm, Linear, Attend)
-    }
+    kinds = (nn.LayerNorm, Linear, Attend, TracedExperts)
+    counts = {kind: sum(isinstance(m, kind) for m in tower.modules()) for kind in kinds}
+    gathered = [len(module.experts) for module in tower.modules() if isinstance(module, GatherExperts)]
     return {
         "LayerNormalization": counts[nn.LayerNorm],
         "linears": counts[Linear],  # four a block: q, k and v are one; of experts two each, and a router
         "attentions": counts[Attend],
+        "mixtures": counts[TracedExperts],
+        "NonZero": sum(gathered),  # one an expert: nothing else may have a size that depends on the data
         "fused_qkv": layers,
     }
 
@@ -99,9 +101,15 @@ class TracedBlock(nn.Module):
         self.out = Linear(block.attention.out)
         self.mlp = traced_feed_forward(block.mlp, form, number)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rows: Rows | None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rows: Rows | None, live: Tensor | None = None
+    ) -> Tensor:
+        """`live`: tokens that are read later on, see TracedExperts; of no use with `rows`."""
         x = self.attended(x, mask, rows)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        y = self.norm2(x)
+        if live is not None and isinstance(self.mlp, TracedExperts):
+            return x + self.mlp(y, live)  # type: ignore[no-any-return]
+        return x + self.mlp(y)  # type: ignore[no-any-return]
 
     def attended(self, x: Tensor, mask: Tensor | None, rows: Rows | None) -> Tensor:
         """x + attention(norm1(x)): what enters the feed-forward half."""
@@ -232,6 +240,15 @@ class _Text(nn.Module):
         self.order = nn.Buffer(torch.arange(length).float())
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        x, mask, last_mask, pooled = self._entered(input_ids)
+        live = self.live(input_ids)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x, mask, None, live) if i < len(self.blocks) else block(x, last_mask, pooled)
+        last: Tensor = self.norm_final(x)[:, 0]
+        return last if self.projection is None else self.projection(last)
+
+    def _entered(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Rows]:
+        """(N, L) -> what enters the first block: tokens, their mask, that of the pooled query, and what takes the pooled token."""
         length = input_ids.shape[1]
         x = self.embedding(input_ids) + self.position[:length]
         position = self._pooled(input_ids)  # (N,)
@@ -248,10 +265,18 @@ class _Text(nn.Module):
             where = position[:, None, None].expand(-1, 1, tokens.shape[-1])
             return torch.gather(tokens, 1, where)
 
-        for i, block in enumerate(self.blocks, 1):
-            x = block(x, mask, None) if i < len(self.blocks) else block(x, last_mask, pooled)
-        last: Tensor = self.norm_final(x)[:, 0]
-        return last if self.projection is None else self.projection(last)
+        return x, mask, last_mask, pooled
+
+    def live(self, input_ids: Tensor) -> Tensor | None:
+        """(N, L) -> (N, L, 1): 0 for tokens that the pooled one cannot see, directly or through others; None: it sees all."""
+        order = self.order[: input_ids.shape[1]]
+        own = self._pooled(input_ids).float()[:, None]
+        if self.later is not None:
+            return (order <= own).float()[..., None]
+        if self.config.mask_padding:  # what is pooled is computed even where it is padding
+            seen = torch.maximum((input_ids != self.config.pad_id).float(), (order == own).float())
+            return seen[..., None]
+        return None
 
     def _pooled(self, input_ids: Tensor) -> Tensor:
         """(N, L) -> (N,) the position that stands for the text.
@@ -288,7 +313,8 @@ class _ClassText(_Text):
             (order[:length] == length - 1).float()
         )  # at L - 1: whether L is the full length
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def _entered(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Rows]:
+        """As in the base: L tokens of text, one of padding, the class token."""
         n, length = input_ids.shape
         ends = [token.expand(n, 1, -1) for token in (self.padding, self.class_token)]
         x = torch.cat([self.embedding(input_ids), *ends], dim=1)
@@ -297,13 +323,12 @@ class _ClassText(_Text):
         mask = hidden
         if self.later is not None:
             mask = torch.maximum(hidden, self.later[: length + 2, : length + 2])
-        for i, block in enumerate(self.blocks, 1):
-            if i < len(self.blocks):
-                x = block(x, mask * MASKED, None)
-            else:
-                x = block(x, hidden * MASKED, lambda tokens: tokens[:, -1:])
-        last: Tensor = self.norm_final(x)[:, 0]
-        return last if self.projection is None else self.projection(last)
+        return x, mask * MASKED, hidden * MASKED, lambda tokens: tokens[:, -1:]
+
+    def live(self, input_ids: Tensor) -> Tensor | None:
+        """(N, L) -> (N, L + 2, 1): the keys that are attended to, and the class token, which is pooled."""
+        seen = 1 - self._hidden(input_ids)[:, :-1]
+        return torch.cat([seen, seen[:, :1] * 0 + 1], dim=1)[..., None]
 
     def _hidden(self, input_ids: Tensor) -> Tensor:
         """(N, L) -> (N, L + 2): 1 for a key that nothing attends to, position by position one late, as trained."""

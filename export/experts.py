@@ -2,8 +2,9 @@
 
 "dense": every expert computes every token, and shares of 0 leave out what was not chosen. Exact; plain operators of fixed shape.
 "gather": an expert computes the tokens that chose it. Exact; sizes depend on the data, which onnxruntime takes.
-"capacity": an expert computes a fixed number of tokens of each sample, those with the largest shares. Fixed shapes, for TensorRT; exact
-where no expert is chosen by more tokens than it takes.
+"capacity": an expert computes a fixed number of tokens of each sample, those with the largest shares (batch-prioritised routing,
+Riquelme et al. 2021, arXiv:2106.05974, but never across samples: a vector does not depend on its neighbours). Fixed shapes, for TensorRT;
+exact where no expert is chosen by more tokens than it takes.
 Shapes: N batch, T tokens, W width, E experts, k those that a token takes.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.export.traced import Linear, TracedMlp
-from edgeclip.models.feed_forward import Mlp, MoeMlp, chosen
+from edgeclip.models.feed_forward import Mlp, MoeMlp
 
 FormName = Literal["dense", "gather", "capacity"]
 # In place of a router's logit that was not chosen: its exponential is zero in every precision.
@@ -36,6 +37,17 @@ class ExpertForm:
 DENSE = ExpertForm()
 
 
+def ranks(values: Tensor) -> Tensor:
+    """(..., T) -> (..., T) int32: how many entries come before each, largest first; of equal ones the lower index comes first.
+
+    By comparison, not by sorting: engines differ in how they order equal values, and whole numbers are exact in every precision.
+    """
+    order = torch.arange(values.shape[-1], dtype=torch.int32)
+    own, other = values[..., :, None], values[..., None, :]
+    tied = (other == own) & (order < order[:, None])  # row = own
+    return ((other > own).int() + tied.int()).sum(dim=-1, dtype=torch.int32)
+
+
 class TracedExperts(nn.Module):
     """A mixture's router and experts; a form says how `mix` computes."""
 
@@ -45,14 +57,19 @@ class TracedExperts(nn.Module):
         self.router = Linear(moe.router)
         self.experts = nn.ModuleList(TracedMlp(expert) for expert in moe.experts if isinstance(expert, Mlp))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, W) -> (N, T, W)."""
-        return self.mix(x, self.shares(x))
+    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+        """(N, T, W) -> (N, T, W).
+
+        Args:
+            live: (N, T, 1), 0 for tokens that nothing reads, which need not be computed; None: all are read.
+        """
+        shares = self.shares(x)
+        return self.mix(x, shares if live is None else shares * live)
 
     def shares(self, x: Tensor) -> Tensor:
         """(N, T, W) -> (N, T, E): what each expert counts for each token, 0 where it was not chosen."""
         logits = self.router(x)
-        kept = torch.where(chosen(logits, self.top_k), logits, LEFT_OUT)
+        kept = torch.where(ranks(logits) < self.top_k, logits, LEFT_OUT)
         shares: Tensor = kept.softmax(dim=-1)
         return shares
 
@@ -66,16 +83,75 @@ class DenseExperts(TracedExperts):
 
     def mix(self, x: Tensor, shares: Tensor) -> Tensor:
         """As in the base: E products of all tokens."""
-        parts: list[Tensor] = [expert(x) * shares[..., i : i + 1] for i, expert in enumerate(self.experts)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return _added([expert(x) * shares[..., i : i + 1] for i, expert in enumerate(self.experts)])
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+class GatherExperts(TracedExperts):
+    """Every expert computes the tokens that chose it, none of them where no token did."""
+
+    def mix(self, x: Tensor, shares: Tensor) -> Tensor:
+        """As in the base. The experts' rows stand one behind the other, and each token takes its k from there: whole rows both ways.
+
+        A running count of the choices, expert by expert, says where: nothing is sorted or scattered. A token that is not live
+        takes any rows, by shares of 0.
+        """
+        flat, counts = x.flatten(0, 1), shares.flatten(0, 1)  # (M, W), (M, E)
+        chose = counts.T > 0
+        places = (chose.flatten().long().cumsum(0) - 1).clamp_min(0).view(chose.shape).T  # (M, E)
+        parts = []
+        for i, expert in enumerate(self.experts):
+            (rows,) = torch.nonzero(chose[i], as_tuple=True)
+            torch._check(rows.shape[0] >= 0)  # type: ignore[no-untyped-call]
+            parts.append(expert(flat.index_select(0, rows)))
+        outputs = torch.cat(parts)
+        weights, best = counts.topk(self.top_k, dim=-1)  # of equal shares only those of 0 can be confused
+        where = torch.gather(places, -1, best)  # (M, k)
+        taken = [outputs.index_select(0, where[:, i]) * weights[:, i : i + 1] for i in range(self.top_k)]
+        return _added(taken).view(x.shape)
+
+
+class CapacityExperts(TracedExperts):
+    """Every expert computes a fixed number of tokens of each sample: those with the largest shares of it.
+
+    A token without a place at one of its experts takes the others' outputs by shares of sum 1; without any place, nothing is added to it.
+    """
+
+    def __init__(self, moe: MoeMlp, capacity: tuple[int, ...]) -> None:
+        super().__init__(moe)
+        if len(capacity) != len(self.experts) or min(capacity) < 1:
+            raise ValueError(
+                f"capacities {capacity}: expected 1 token or more for each of {len(self.experts)} experts"
+            )
+        self.capacity = capacity
+        self.limits = nn.Buffer(torch.tensor(capacity, dtype=torch.int32)[:, None])  # (E, 1)
+
+    def mix(self, x: Tensor, shares: Tensor) -> Tensor:
+        """As in the base. Tokens are brought to their places and back by products with tables of 0 and 1: no engine lacks them."""
+        places = ranks(shares.transpose(1, 2))  # (N, E, T)
+        kept = shares.transpose(1, 2) * (places < self.limits)
+        total = kept.sum(dim=1, keepdim=True)
+        kept = kept / torch.where(total > 0, total, 1.0)
+        order = torch.arange(x.shape[1], dtype=torch.int32)
+        parts, tables = [], []
+        for i, (expert, capacity) in enumerate(zip(self.experts, self.capacity, strict=True)):
+            table = (places[:, i, None] == order[:capacity, None]).to(x.dtype)  # (N, C, T)
+            parts.append(expert(table @ x))
+            tables.append(table * kept[:, i, None])
+        return torch.cat(tables, dim=1).transpose(1, 2) @ torch.cat(parts, dim=1)
 
 
 # name -> (mixture, tokens that each expert takes of a sample; () where the form has no such limit) -> its traceable module
 FORMS: Mapping[str, Callable[[MoeMlp, tuple[int, ...]], TracedExperts]] = {
     "dense": lambda moe, capacity: DenseExperts(moe),
+    "gather": lambda moe, capacity: GatherExperts(moe),
+    "capacity": CapacityExperts,
 }
 
 

@@ -108,13 +108,15 @@ def _dynamic(tower: TracedTower) -> Iterator[dict[int, object]]:
 
 def count(model: ir.Model) -> dict[str, int]:
     """How often each operator stands in the graph, and under lower-case names what the checks go by."""
-    counts: dict[str, int] = {"linears": 0, "attentions": 0, "fused_qkv": 0}
+    counts: dict[str, int] = {"linears": 0, "attentions": 0, "fused_qkv": 0, "mixtures": 0}
     for node in model.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
         if node.op_type in ("MatMul", "Gemm") and (weight := _weight(node.inputs[1])):
             counts["linears"] += 1
             counts["fused_qkv"] += weight.removesuffix(".fp16").endswith("qkv.weight")
-    counts["attentions"] = counts.get("Attention", 0) or counts.get("Softmax", 0)
+        elif node.op_type == "Softmax" and node.inputs[0] is not None and (made := node.inputs[0].producer()):
+            counts["mixtures"] += made.op_type == "Where"  # a router's: of the logits that were chosen
+    counts["attentions"] = counts.get("Attention", 0) or counts.get("Softmax", 0) - counts["mixtures"]
     return counts
 
 
