@@ -81,7 +81,8 @@ def observe(
     while start < len(inputs):
         found = opened.run(wanted, {feed: inputs[start : start + size]})
         start += size
-        size = min(max(_MEMORY // (sum(array.nbytes for array in found) // size), 1), at_once(model))
+        each = max(sum(array.nbytes for array in found) // size, 1)
+        size = min(max(_MEMORY // each, 1), at_once(model))
         yield dict(zip(wanted, found, strict=True))
 
 

@@ -57,6 +57,7 @@ class Request:
     # SmoothQuant's alpha, how much of the activations' spread moves into the weights: None: searched layer by layer; 0: none
     smoothing: float | None = None
     activations: ByteType = "uint8"  # int8 with zero point 0 is what TensorRT reads; CPUs take either
+    fewest: int = 32  # tokens of the inputs that an expert of a mixture must have taken to be quantised
     threads: int | None = None  # of the engine that observes
 
 

@@ -14,7 +14,9 @@ import onnx_ir as ir
 from edgeclip.export.linears import HEAD, Array, Linear, constant, in_heads, linears
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
+from edgeclip.export.precision.experts import WHY, counting, expert_of, few_tokens, is_router
 from edgeclip.export.precision.islands import FP16, lower, peaks
+from edgeclip.export.precision.ranges import see
 from edgeclip.export.precision.typed import prepare
 
 LARGEST = 448.0  # of E4M3FN
@@ -30,6 +32,7 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     found = peaks(model, request.inputs, threads=request.threads)
     before = {one.name: one for one in linears(model)}  # weights as they are, not as fp16 rounds them
     reach = {name: found[str(one.x.name)] for name, one in before.items()}
+    few = _of_experts(model, before, reach, request)
     everything = Request(inputs=request.inputs, threads=request.threads)
     reports = lower(model, everything, FP16)
     layers, missed, heads = linears(model), [], in_heads(model)
@@ -37,8 +40,10 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     for one in layers:
         if request.layers is not None and one.name not in request.layers:
             continue
-        if one.node in heads:
-            missed.append(f"{one.name}: {HEAD}")
+        if one.node in heads or is_router(one):
+            missed.append(f"{one.name}: {WHY if is_router(one) else HEAD}")
+        elif one.name in few:
+            missed.append(f"{one.name}: {few[one.name]}")
         elif not _feeds_another(one, layers):
             missed.append(f"{one.name}: the last product stays {one.node.outputs[0].dtype}")
         elif not 0 < reach[one.name] < np.inf:
@@ -47,6 +52,27 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
             _quantise(model, one, before[one.name].weight, reach[one.name], shared)
     changed = len({node for value in shared.values() for node in value.consumers()})
     return [*reports, PassReport("fp8", changed, tuple(missed))]
+
+
+def _of_experts(
+    model: ir.Model, layers: dict[str, Linear], reach: dict[str, float], request: Request
+) -> dict[str, str]:
+    """Set the reach of experts' layers to that of the tokens that took them; those that too few took -> why they stay."""
+    assert request.inputs is not None
+    names = {str(one.x.name): -1 for name, one in layers.items() if expert_of(name)}
+    if not names:
+        return {}
+    seen = see(model, names, request.inputs, threads=request.threads, counting=counting(model))
+    found = {name: seen[str(one.x.name)] for name, one in layers.items() if expert_of(name)}
+    tokens: dict[str, int] = {}
+    for name, known in found.items():
+        reach[name] = float(known.peaks.max(initial=0)) if known.count else 0.0
+        tokens[expert_of(name)] = min(known.count, tokens.get(expert_of(name), known.count))
+    return {
+        name: few_tokens(count, request.fewest)
+        for name in found
+        if (count := tokens[expert_of(name)]) < request.fewest
+    }
 
 
 def _feeds_another(one: Linear, layers: list[Linear]) -> bool:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgeclip.export.linears import HEAD, Array, Linear, constant, in_heads, linears
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
+from edgeclip.export.precision.experts import WHY, is_router
 
 BLOCKS = (64, 32, 16)  # the first that divides the input's width; onnxruntime takes all three
 LOWEST, HIGHEST = -8, 7
@@ -27,8 +28,8 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     for one in linears(model):
         if request.layers is not None and one.name not in request.layers:
             continue
-        if one.node in heads:
-            missed.append(f"{one.name}: {HEAD}")
+        if one.node in heads or is_router(one):
+            missed.append(f"{one.name}: {WHY if is_router(one) else HEAD}")
             continue
         width, outputs = one.weight.shape
         size = next((size for size in BLOCKS if width % size == 0), None)

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
-from edgeclip.export.precision.layers8 import choose, encode_weight, replace_layer, smoothed
+from edgeclip.export.precision.experts import counting
+from edgeclip.export.precision.layers8 import choose, encode_weight, enough_seen, replace_layer, smoothed
 from edgeclip.export.precision.ranges import Seen, see
 
 
@@ -21,9 +22,10 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     layers, reports, seen = list(chosen.linears), [chosen.report], dict[str, Seen]()
     if request.inputs is not None and layers:
         names = {str(layer.x.name): -1 for layer in layers}
-        seen = see(model, names, request.inputs, threads=request.threads)
+        seen = see(model, names, request.inputs, threads=request.threads, counting=counting(model))
+        chosen = enough_seen(chosen, seen, request.fewest)
         layers, report = smoothed(model, chosen, seen, request, "uint8")
-        reports.insert(0, report)
+        reports = [report, chosen.report]
     inputs: dict[ir.Value, ir.Node] = {}
     for layer in layers:
         known = seen.get(str(layer.x.name))

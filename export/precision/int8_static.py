@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
+from edgeclip.export.precision.experts import counting
 from edgeclip.export.precision.int8_conv import activated, quantise, through_bytes
-from edgeclip.export.precision.layers8 import choose, encode_weight, replace_layer, smoothed
+from edgeclip.export.precision.layers8 import choose, encode_weight, enough_seen, replace_layer, smoothed
 from edgeclip.export.precision.ranges import ByteRange, byte_range, see
 
 
@@ -25,7 +26,8 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     chosen = choose(model, request)
     values = {str(layer.x.name): -1 for layer in chosen.linears}
     values |= {str(value.name): 1 for layer in chosen.convolutions for value in (layer.x, activated(layer))}
-    seen = see(model, values, request.inputs, threads=request.threads)
+    seen = see(model, values, request.inputs, threads=request.threads, counting=counting(model))
+    chosen = enough_seen(chosen, seen, request.fewest)
     layers, smoothing = smoothed(model, chosen, seen, request, request.activations)
     quantise(model, chosen.convolutions, seen, request)
     inputs: dict[ir.Value, tuple[ByteRange, ir.Value]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from edgeclip.export.linears import (
 )
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
+from edgeclip.export.precision.experts import WHY, expert_of, few_tokens, is_router
 from edgeclip.export.precision.ranges import Seen
 from edgeclip.export.precision.smooth import smooth
 from edgeclip.export.precision.weights8 import Bytes, encode
@@ -41,6 +42,7 @@ class Chosen:
 
 def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chosen:
     """What becomes an integer product: what request.layers names, else everything except the first convolution, the last layer and a detector's heads.
+    A mixture's router never does.
 
     Args:
         convolved: whether the method quantises convolutions.
@@ -60,7 +62,9 @@ def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chos
     heads, left = in_heads(model), {}
     for node, layer in layers.items():
         shape = layer.weight.shape if isinstance(layer, Linear) else layer.kernel.shape
-        if request.layers is not None and layer.name not in request.layers:
+        if isinstance(layer, Linear) and is_router(layer):
+            left[node] = WHY
+        elif request.layers is not None and layer.name not in request.layers:
             left[node] = "not asked for"
         elif request.layers is None and node in last:
             left[node] = "the last layer, whose rounding errors would be the embedding's own"
@@ -82,6 +86,28 @@ def choose(model: ir.Model, request: Request, *, convolved: bool = True) -> Chos
         tuple(layer for layer in products if layer.node not in left),
         tuple(layer for layer in kernels if layer.node not in left),
         report,
+    )
+
+
+def enough_seen(chosen: Chosen, seen: dict[str, Seen], fewest: int) -> Chosen:
+    """Without the experts that took too few of the calibration inputs' tokens for ranges to be known."""
+    tokens: dict[str, int] = {}
+    for layer in chosen.linears:
+        if expert := expert_of(layer.name):
+            count = seen[str(layer.x.name)].count
+            tokens[expert] = min(count, tokens.get(expert, count))
+    few = {
+        layer.name: few_tokens(tokens[expert], fewest)
+        for layer in chosen.linears
+        if (expert := expert_of(layer.name)) and tokens[expert] < fewest
+    }
+    report = replace(
+        chosen.report,
+        changed=chosen.report.changed - len(few),
+        near_misses=(*chosen.report.near_misses, *(f"{name}: {why}" for name, why in few.items())),
+    )
+    return replace(
+        chosen, linears=tuple(layer for layer in chosen.linears if layer.name not in few), report=report
     )
 
 

@@ -33,6 +33,7 @@ class Seen:
     low: Array  # (K,) of each channel
     high: Array  # (K,)
     rows: Array  # (R, K) float32, drawn evenly
+    count: int = 0  # rows that were seen, of which R were kept
 
     @property
     def peaks(self) -> Array:
@@ -42,7 +43,7 @@ class Seen:
 
     def divided(self, by: Array) -> Seen:
         """The same after each channel was divided by a positive number. by: (K,)."""
-        return Seen(self.low / by, self.high / by, self.rows / by)
+        return replace(self, low=self.low / by, high=self.high / by, rows=self.rows / by)
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,38 @@ class ByteRange:
 
 
 def see(
-    model: ir.Model, values: Mapping[str, int], inputs: Array, *, threads: int | None = None
+    model: ir.Model,
+    values: Mapping[str, int],
+    inputs: Array,
+    *,
+    threads: int | None = None,
+    counting: Mapping[str, str] | None = None,
 ) -> dict[str, Seen]:
     """Run the graph on its calibration inputs and keep what scales need.
 
     Args:
         values: names inside the graph, each with the axis of its channels: -1 around linear layers, 1 around convolutions.
         inputs: (N, ...) for its one input.
+        counting: of some values the name of another, (..., Z): a row counts where that is not 0 throughout. See experts.py.
     """
+    counting = {name: by for name, by in (counting or {}).items() if name in values}
     found: dict[str, Seen] = {}
     draw = np.random.default_rng(0)
-    done = 0
-    for batch in observe(model, list(values), inputs, threads=threads):
-        whole = {name: _by_channel(array, values[name]) for name, array in batch.items()}
+    done, first = 0, str(model.graph.outputs[0].name)
+    for batch in observe(model, [*values, *counting.values(), first], inputs, threads=threads):
+        whole = {
+            name: _by_channel(_counted(batch[name], batch.get(counting.get(name, ""))), axis)
+            for name, axis in values.items()
+        }
         width = sum(array.shape[1] for array in whole.values())
         most = min(_ROWS, max(_MEMORY // (4 * width), 1))
-        size = len(next(iter(batch.values())))
+        size = len(batch[first])
         share = -(-most * (done + size) // len(inputs)) - -(-most * done // len(inputs))
         done += size
         for name, array in whole.items():
             kept = array[np.sort(draw.permutation(len(array))[:share])]
-            part = Seen(array.min(axis=0), array.max(axis=0), kept)
+            low, high = array.min(axis=0, initial=np.inf), array.max(axis=0, initial=-np.inf)
+            part = Seen(low, high, kept, len(array))
             found[name] = _joined(found[name], part) if name in found else part
     return found
 
@@ -148,6 +160,10 @@ RANGES: Mapping[str, Callable[[Seen, str], tuple[float, float]]] = {
 }
 
 
+def _counted(array: Array, by: Array | None) -> Array:
+    return array if by is None else array[(by != 0).any(axis=-1)]
+
+
 def _by_channel(array: Array, axis: int) -> Array:
     array = np.moveaxis(array, axis, -1)
     return array.reshape(-1, array.shape[-1])
@@ -159,4 +175,5 @@ def _joined(a: Seen, b: Seen) -> Seen:
         low=np.minimum(a.low, b.low),
         high=np.maximum(a.high, b.high),
         rows=np.concatenate([a.rows, b.rows]),
+        count=a.count + b.count,
     )

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from edgeclip.errors import CheckFailed
 from edgeclip.export.linears import Array, array_of, behind_layers, constant
 from edgeclip.export.observe import session
+from edgeclip.export.precision.experts import WHY, routing
 
 FLOAT = ir.DataType.FLOAT
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -46,11 +47,14 @@ def fixed(model: ir.Model, dtype: ir.DataType) -> dict[str, str]:
     of that sum in fp16 moves a corner by up to 2e-4 of the side.
     """
     found: dict[str, str] = {}
-    opset, places = model.opset_imports[""], deciding(model)
+    opset, places, routers = model.opset_imports[""], deciding(model), routing(model)
     last = behind_layers(model) if len(model.graph.outputs) > 1 else set()
     for node in model.graph:
         before = [value.producer() for value in node.inputs if value is not None]
         if not _makes_float(node):
+            continue
+        if node in routers:
+            found[str(node.name)] = WHY
             continue
         if node.name in places:
             found[str(node.name)] = "decides on a place in the sequence"
