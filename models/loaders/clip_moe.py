@@ -42,9 +42,8 @@ SHARDS: tuple[str, ...] = ()
 SETTINGS = "clip_moe.json"
 TOP_K = 2  # of the published checkpoints
 HEAD_WIDTH = 64
-KEPT = (
-    20  # first positions, as CLIP had them; those behind stand in a second table, `positional_embedding_res`
-)
+# First positions, as CLIP had them; those behind stand in a second table, `positional_embedding_res`.
+KEPT = 20
 
 # Stand at the head of the file in every container, pickles too, which are not opened for it.
 _MARKS = (b"positional_embedding_res", b"visual.transformer.resblocks.0.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from edgeclip.errors import SourceError
 from edgeclip.models.config import MoeConfig
-from edgeclip.models.feed_forward import moe_layers
 from edgeclip.models.loaders import clip_moe
 from edgeclip.models.sources import load_source
-from tests.checkpoints import fixed_pixels, openclip_config, write_hf, write_openclip
+from tests.checkpoints import openclip_config, write_hf, write_openclip
 from tests.families import Written
 from tests.families.clip_moe import Reference, write_clip_moe
 from tests.models.agreement import assert_saves_and_loads
@@ -253,19 +251,3 @@ def test_a_file_of_a_hub_repository_opens_from_the_cache(hub: Path) -> None:  # 
     (folder / "plain.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
     with pytest.raises(SourceError, match=r"does not say its architecture\. Name hf:someone/moe"):
         load_source("hf:someone/moe/plain.safetensors")
-
-
-def test_another_size_of_pictures(tmp_path: Path) -> None:
-    """A tower with mixtures is resampled like any other: the same weights at the same size, other vectors at another."""
-    from edgeclip.models.resolution import at_resolution
-
-    path = tmp_path / "moe.safetensors"
-    write_clip_moe(path)
-    source = load_source(str(path))
-    wide = at_resolution(source, (48, 64))
-    assert set(moe_layers(wide.model)) == set(moe_layers(source.model))
-    assert wide.model.config.image == replace(source.model.config.image, image_size=(48, 64))  # type: ignore[type-var]
-    with torch.no_grad():
-        assert wide.model.encode_image(fixed_pixels(2, 48, 64)).shape == (2, 32)
-        back = at_resolution(wide, (32, 32)).model.encode_image(fixed_pixels(1, 32, 32))
-        assert torch.isfinite(back).all()

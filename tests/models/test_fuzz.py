@@ -15,6 +15,7 @@ from edgeclip.bundle import Detection
 from edgeclip.errors import SourceError
 from edgeclip.models.sources import load_source, save_source
 from tests.checkpoints import openclip_config, write_hf, write_openclip
+from tests.families.clip_moe import write_clip_moe
 from tests.families.owlvit import write_owl
 from tests.models.test_coca import config as coca_config
 from tests.models.test_resnet import config as resnet_config
@@ -64,6 +65,16 @@ def write_own_detector(folder: Path) -> None:
     )  # fmt: skip
 
 
+def write_own_mixtures(folder: Path) -> None:
+    """edgeclip's own format, of a model with experts."""
+    write_clip_moe(folder.with_name("moe-of-own") / "moe.safetensors", experts=((2,), (0, 3)))
+    source = load_source(str(folder.with_name("moe-of-own")))
+    save_source(
+        folder, model=source.model, preprocessing=source.preprocessing, text=source.text,
+        tokenizer_json=source.tokenizer_json, licence=source.licence,
+    )  # fmt: skip
+
+
 # format -> how a folder is written, the files whose settings are spoilt
 FORMATS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "Hugging Face": (write_small, ("config.json", "preprocessor_config.json", "tokenizer_config.json")),
@@ -79,9 +90,14 @@ FORMATS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "edgeclip": (write_own, ("config.json",)),
     "edgeclip's detectors": (write_own_detector, ("config.json",)),
+    "edgeclip's mixtures": (write_own_mixtures, ("config.json",)),
 }
 
-SLOW = ("OWLv2", "edgeclip's detectors")  # each setting is read by code that the others reach too
+SLOW = (
+    "OWLv2",
+    "edgeclip's detectors",
+    "edgeclip's mixtures",
+)  # each setting is read by code that the others reach too
 
 
 @pytest.mark.parametrize(
