@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgeclip.runtime.detect.proposals import Proposals
     from edgeclip.runtime.detect.tiling import Tiling
     from edgeclip.runtime.detections import Detections
+    from edgeclip.runtime.experts import ExpertUse, Routing
     from edgeclip.runtime.index.index import Index
     from edgeclip.runtime.index.queries import Query
     from edgeclip.runtime.index.types import Hit, IndexSettings, Item, Origin
@@ -51,6 +52,7 @@ _LATE = {
     "open_bundle": "edgeclip.bundle",
     "Classification": "edgeclip.runtime.results",
     "Detections": "edgeclip.runtime.detections",
+    "ExpertUse": "edgeclip.runtime.experts",
     "Example": "edgeclip.runtime.detect.examples",
     "Hit": "edgeclip.runtime.index.types",
     "Index": "edgeclip.runtime.index.index",
@@ -64,6 +66,7 @@ _LATE = {
     "Query": "edgeclip.runtime.index.queries",
     "Tiling": "edgeclip.runtime.detect.tiling",
     "draw": "edgeclip.runtime.video.draw",
+    "Routing": "edgeclip.runtime.experts",
     "stream": "edgeclip.runtime.video.stream",
     "Tokens": "edgeclip.runtime.regions",
 }
@@ -79,6 +82,7 @@ __all__ = [
     "EdgeClipError",
     "EngineError",
     "Example",
+    "ExpertUse",
     "Hit",
     "Index",
     "IndexSettings",
@@ -90,6 +94,7 @@ __all__ = [
     "Origin",
     "Proposals",
     "Query",
+    "Routing",
     "SourceError",
     "Tiling",
     "Tokens",

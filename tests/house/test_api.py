@@ -72,6 +72,16 @@ def test_the_detecting_part_runs(tmp_path: Path) -> None:
     ]
 
 
+def test_the_part_that_tells_of_experts_runs(tmp_path: Path) -> None:
+    from tests.runtime.mixtures import make_mixtures
+
+    place = tmp_path / "a.png"
+    Image.fromarray(picture(1)).save(place)
+    with edgeclip.load(make_mixtures(tmp_path / "toy", text=True), threads=1) as model:
+        balance, patches, texts = uses_the_api.who_takes_what(model, place)
+    assert (len(balance), [len(row) for row in patches], texts.samples) == (3, [4] * 4, 1)
+
+
 def test_the_part_that_asks_regions_runs(tmp_path: Path) -> None:
     from tests.runtime.detectors import scene
     from tests.runtime.regions import make_regions

@@ -15,9 +15,11 @@ from edgeclip import (
     Detections,
     EdgeClipError,
     Example,
+    ExpertUse,
     LabelPack,
     Model,
     Proposals,
+    Routing,
     Tiling,
     Tokens,
 )
@@ -52,6 +54,16 @@ def find_things(model: Model, picture: Path, other: Path) -> list[Detections]:
     several: list[Detections] = model.detect([picture, other], "[a face [an eye]]", examples=shown)
     seen: Proposals = model.propose(picture)
     return [one, *several, model.detect_in(seen, ["a cup"]), model.detect_in(seen, examples=shown).above(0.5)]
+
+
+def who_takes_what(model: Model, picture: Path) -> tuple[list[float], list[list[int]], ExpertUse]:
+    """Of a mixture of experts: how alike each block's experts are used, and the expert of each patch in the first of them."""
+    use: ExpertUse = model.expert_use([picture], keep=2)
+    routing: Routing = model.routing_of(picture)
+    several: list[Routing] = model.routing_of([picture, picture])
+    balance: list[float] = use.balance.tolist()
+    patches: list[list[int]] = several[1].map_of(routing.blocks[0]).tolist()
+    return balance, patches, model.expert_use(texts=["a cat"])
 
 
 def ask_regions(
