@@ -34,7 +34,7 @@ def image_tower(tower: ImageTower, form: ExpertForm = DENSE) -> tuple[nn.Module,
 
 def text_tower(tower: TextTower, form: ExpertForm = DENSE) -> tuple[nn.Module, dict[str, int]]:
     """-> (input_ids (N, L) int32 -> (N, D), expected operators)."""
-    traceable = (_ClassText if tower.config.pool == "class" else _Text)(tower, form)
+    traceable = (ClassText if tower.config.pool == "class" else Text)(tower, form)
     return traceable, expected(traceable, tower.config.blocks.layers)
 
 
@@ -226,7 +226,9 @@ class TracedImage(nn.Module):
         return x[:, 1:].mean(dim=1) if config.pool == "attentional_avg" else x
 
 
-class _Text(nn.Module):
+class Text(nn.Module):
+    """The text tower."""
+
     def __init__(self, tower: TextTower, form: ExpertForm = DENSE) -> None:
         super().__init__()
         self.config = tower.config
@@ -292,7 +294,7 @@ class _Text(nn.Module):
         return ((ids == wanted).float() * (2 * config.context_length) - order).argmax(dim=-1)
 
 
-class _ClassText(_Text):
+class ClassText(Text):
     """The text tower of CoCa, at any length.
 
     At full length its class token attends to the text and to one token of padding (see models/clip.py); here it stands behind

@@ -85,12 +85,12 @@ FAULTS = {
     "padding attended to": (TextTower, "_with_class_token", "ids != config.pad_id", "ids > -1"),
     "both ways": (TextTower, "_with_class_token", "if config.causal:", "if False:"),
     "traceable: the class token at the text's own end": (
-        clip_towers._ClassText, "forward", "self.position[-1:]", "self.position[length : length + 1]",
+        clip_towers.ClassText, "_entered", "self.position[-1:]", "self.position[length : length + 1]",
     ),
     "traceable: no token of padding": (
-        clip_towers._ClassText, "_hidden", "padding, padding[:, -1:]], dim=1)", "padding, padding[:, -1:]], dim=1) + self._behind(length)",
+        clip_towers.ClassText, "_hidden", "padding, padding[:, -1:]], dim=1)", "padding, padding[:, -1:]], dim=1) + self._behind(length)",
     ),
-    "traceable: pooled at the token of padding": (clip_towers._ClassText, "forward", "tokens[:, -1:]", "tokens[:, -2:-1]"),
+    "traceable: pooled at the token of padding": (clip_towers.ClassText, "_entered", "tokens[:, -1:]", "tokens[:, -2:-1]"),
 }  # fmt: skip
 
 
@@ -102,13 +102,13 @@ def test_planted_faults_exceed_the_tolerance(
     owner, name, old, new = FAULTS[fault]
     monkeypatch.setattr(owner, name, broken(getattr(owner, name), old, new))
     monkeypatch.setattr(
-        clip_towers._ClassText,
+        clip_towers.ClassText,
         "_behind",
         lambda self, length: (torch.arange(length + 2) == length).float(),
         raising=False,
     )
     encode = source.model.encode_text
-    if owner is clip_towers._ClassText:
+    if owner is clip_towers.ClassText:
         traceable = tower_of(source, "text").module
         encode = lambda ids: traceable(ids.int())  # noqa: E731
     want = rows(model.encode_text, texts())
