@@ -236,6 +236,22 @@ def _features(model: Clip, part: PairBatch) -> dict[str, Tensor]:
     return {**encode_routed_pairs(model, part), **expert_counts(model)}
 
 
+@pytest.mark.parametrize(("name", "least"), [("load_balance", 3.0), ("router_z", 0.0)])
+def test_routers_learn_what_is_asked_of_them(name: str, least: float) -> None:
+    model, objectives = mixture(), Objectives(((name, 1.0),))
+    routers = [layer.router.weight for layer in moe_layers(model).values()]
+    values = []
+    for _ in range(30):
+        model.zero_grad()
+        loss, _ = backward(model, batch(), encode_routed_pairs, objectives, nullcontext, seed=0)
+        values.append(loss.item())
+        with torch.no_grad():
+            for router in routers:
+                assert router.grad is not None
+                router -= router.grad
+    assert values[-1] - least < 0.5 * (values[0] - least)
+
+
 def test_use_of_the_busiest_and_the_idlest() -> None:
     features = {
         "image_routed": torch.tensor([[[1, 2, 1], [3, 1, 0]], [[4, 1, 3], [5, 3, 0]]]),
