@@ -20,15 +20,17 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from edgeclip import __version__
-from edgeclip.bundle import Bundle, Manifest, Preprocessing, identity, seal
+from edgeclip.bundle import Bundle, Manifest, Preprocessing, Variant, identity, seal
 from edgeclip.errors import InputError
 from edgeclip.export import parity
+from edgeclip.export.capacity import DROP
 from edgeclip.export.codecs import write_codecs
-from edgeclip.export.golden import TEXTS as GOLDEN_TEXTS
-from edgeclip.export.golden import golden_file, golden_pictures
+from edgeclip.export.golden import GoldenInputs, golden_file, golden_inputs
 from edgeclip.export.parity import Parity, Samples
 from edgeclip.export.passes import PassReport
 from edgeclip.export.proofs import PROOFS, Material, Proof, open_proof
+from edgeclip.export.routing import Routing, watches
+from edgeclip.export.routing_parity import compare_routing
 from edgeclip.export.samples import (
     EXTREME_TEXTS,
     TEXTS,
@@ -41,7 +43,7 @@ from edgeclip.export.samples import (
 from edgeclip.export.steps import Steps
 from edgeclip.export.targets import flavours_for
 from edgeclip.export.towers import towers_of
-from edgeclip.export.variants import Made, check_wishes, groups_of, write_towers
+from edgeclip.export.variants import Asked, Made, check_wishes, groups_of, write_towers
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.regions import whole, with_regions
 from edgeclip.models.resolution import at_resolution
@@ -72,6 +74,9 @@ class ExportSettings:
     overwrite: bool = False
     keep_failed: bool = False  # a bundle that failed is kept at <output>.failed
     revision: str | None = None  # of the source, for its provenance
+    # how mixtures of experts are written, of targets.EXPERT_FORMS; (): as the targets need it
+    moe: tuple[str, ...] = ()
+    moe_drop: float = DROP  # largest share of an expert's tokens that finds no place in the form "capacity"
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class ExportReport:
     passes: dict[str, list[PassReport]]  # by variant
     seconds: dict[str, float]  # by step
     warnings: tuple[str, ...]  # of the licence passport
+    experts: tuple[str, ...] = ()  # why they were written as they were, one line a tower and form
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -91,6 +97,7 @@ class ExportReport:
             "model_id": self.bundle.manifest.model_id,
             "size_bytes": sum(entry.size for entry in self.bundle.manifest.files.values()),
             "variants": [asdict(parity) for parity in self.parities],
+            "experts": list(self.experts),
             "passes": {name: [asdict(report) for report in reports] for name, reports in self.passes.items()},
             "seconds": {step: round(seconds, 2) for step, seconds in self.seconds.items()},
             "licence": asdict(self.bundle.manifest.licence),
@@ -133,29 +140,33 @@ def export_bundle(
         if source.text is not None:
             write_file(scratch / TOKENIZER, source.tokenizer_json)
         with steps("run the source on pictures and texts"):
-            samples = _samples(source, scratch / TOKENIZER, settings)
-            golden = None
-            if samples.pixels is not None and source.preprocessing is not None:
-                golden = pixels_of(golden_pictures(), source.preprocessing)
-            proofs = _proofs(source, samples, settings)
+            samples, routings = _samples(source, scratch / TOKENIZER, settings)
+            golden = golden_inputs(source, scratch / TOKENIZER)
+            proofs = _proofs(source, samples, golden, settings)
         made = Made()
+        asked = _asked(samples, golden, routings)
         for kinds in groups_of(source):
-            write_towers(made, source, kinds, flavours, scratch, settings, steps, samples.pixels, golden)
+            write_towers(made, source, kinds, flavours, scratch, settings, steps, asked)
         _write_golden(source, golden, made.golden, proofs, scratch)
         manifest = _manifest(source, made, settings, trained_at)
-        parities = []
-        for variant in made.variants:
+
+        def compare(variant: Variant) -> Parity:
+            unsealed = Bundle(scratch, manifest, "")
             with steps(f"compare {variant.id} with the source"):
-                unsealed = Bundle(scratch, manifest, "")
                 if variant.tower in proofs:
-                    parities.append(proofs[variant.tower].compare(unsealed, variant))
-                    continue
-                parities.append(
-                    parity.compare(
-                        unsealed, variant, samples, tolerance=settings.tolerance, threads=settings.threads,
-                        merged=made.merged.get(variant.id),
-                    )
+                    return proofs[variant.tower].compare(unsealed, variant)
+                if variant.axes.head == "routing":
+                    routing = routings[variant.tower]
+                    return compare_routing(unsealed, variant, samples, routing, threads=settings.threads)
+                return parity.compare(
+                    unsealed, variant, samples, tolerance=settings.tolerance, threads=settings.threads,
+                    lossy=made.lossy.get(variant.id),
                 )  # fmt: skip
+
+        parities = [compare(variant) for variant in made.variants]
+        trials = [compare(variant) for variant in made.trials]
+        for variant in made.trials:
+            (scratch / variant.files[0]).unlink()
         measured = tuple(
             replace(v, fidelity=p.fidelity) for v, p in zip(made.variants, parities, strict=True)
         )
@@ -165,48 +176,67 @@ def export_bundle(
             manifest = write_codecs(scratch, manifest, samples.image_rows, asking)
             bundle = seal(scratch, replace(manifest, variants=measured))
             with _kept(scratch, output, settings.keep_failed):
-                parity.require(parities, str(output))
+                parity.require([*parities, *trials], str(output))
                 verify(bundle, threads=settings.threads).require()
     bundle = replace(bundle, root=output.resolve())
-    return ExportReport(bundle, tuple(parities), made.passes, steps.seconds, source.licence.warnings)
+    return ExportReport(
+        bundle, tuple(parities), made.passes, steps.seconds, source.licence.warnings, tuple(made.forms)
+    )
 
 
 def _pictures(settings: ExportSettings) -> list[Path] | list[NDArray[Any]]:
     return pictures_in(settings.images) if settings.images else made_up_pictures()
 
 
-def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> Samples:
+def _samples(source: Source, tokenizer: Path, settings: ExportSettings) -> tuple[Samples, dict[str, Routing]]:
     texts = (texts_in(settings.texts) if settings.texts else TEXTS) + EXTREME_TEXTS
     pixels = None
     if source.model.image is not None and source.preprocessing is not None:
         pixels = pixels_of(_pictures(settings), source.preprocessing)
     encoded = None if source.text is None else encode(texts, tokenizer, source.text)
-    rows = parity.source_rows(source, pixels, None if encoded is None else encoded.input_ids)
+    watching = watches([("image", source.model.image), ("text", source.model.text)])
+    rows = parity.source_rows(source, pixels, None if encoded is None else encoded.input_ids, watching)
     for kind, own in zip(("image", "text"), rows, strict=True):
         if own is not None:
             check_sane(own, f"{source.spec}: {kind} tower of the source")  # before minutes of tracing
-    return Samples(pixels, encoded, *rows)
+    routings = {kind: watch.routing() for kind, watch in watching.items()}
+    near = {kind: routing.near_ties for kind, routing in routings.items()}
+    return Samples(pixels, encoded, *rows, near), routings
 
 
-def _proofs(source: Source, samples: Samples, settings: ExportSettings) -> dict[str, Proof]:
+def _asked(samples: Samples, golden: GoldenInputs, routings: dict[str, Routing]) -> Asked:
+    ids = None if samples.texts is None else samples.texts.input_ids
+    inputs = {"image": samples.pixels, "text": ids}
+    replayed = {"image": golden.pixels, "text": golden.input_ids}
+    return Asked(
+        {kind: array for kind, array in inputs.items() if array is not None},
+        {kind: array for kind, array in replayed.items() if array is not None},
+        routings,
+    )
+
+
+def _proofs(
+    source: Source, samples: Samples, golden: GoldenInputs, settings: ExportSettings
+) -> dict[str, Proof]:
     """By tower, of those beside pictures and texts."""
     texts = None if samples.text_rows is None else samples.text_rows[: -len(EXTREME_TEXTS)]
-    material = Material(_pictures(settings), golden_pictures(), texts, settings.tolerance, settings.threads)
+    material = Material(_pictures(settings), golden.pictures, texts, settings.tolerance, settings.threads)
     return {kind: open_proof(source, kind, material) for kind in towers_of(source) if kind in PROOFS}
 
 
 def _write_golden(
     source: Source,
-    pixels: NDArray[Any] | None,
-    merged: dict[int, NDArray[Any]],
+    golden: GoldenInputs,
+    lossy: dict[str, NDArray[Any]],
     proofs: dict[str, Proof],
     folder: Path,
 ) -> None:
-    pictures = [] if source.preprocessing is None else golden_pictures()
-    ids = None if source.text is None else encode(GOLDEN_TEXTS, folder / TOKENIZER, source.text).input_ids
-    image_rows, text_rows = parity.source_rows(source, pixels, ids)
-    others = {name: array for proof in proofs.values() for name, array in proof.golden().items()}
-    write_file(folder / GOLDEN, golden_file(pictures, pixels, image_rows, ids, text_rows, merged, others))
+    rows = parity.source_rows(source, golden.pixels, golden.input_ids)
+    others = lossy | {name: array for proof in proofs.values() for name, array in proof.golden().items()}
+    content = golden_file(
+        golden.pictures, golden.pixels, rows[0], golden.input_ids, rows[1], golden.texts, others
+    )
+    write_file(folder / GOLDEN, content)
 
 
 def _manifest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,10 @@ from torch.nn import functional as F
 
 from edgeclip.bundle import Bundle, Fidelity, Variant
 from edgeclip.errors import CheckFailed, EdgeClipError
+from edgeclip.export.capacity import MOST_LOST
+from edgeclip.export.routing import NEAR, Watch
+from edgeclip.export.variants import Rows
+from edgeclip.models.feed_forward import recorded
 from edgeclip.models.source import Source
 from edgeclip.runtime.engines import Engine, EngineOptions, open_engine, run
 from edgeclip.runtime.fidelity import measure
@@ -25,6 +29,8 @@ Array = NDArray[Any]
 # GELU moves them by 2e-5, QuickGELU by 1e-3, an epsilon of 1e-6 in place of 1e-5 by 4e-6.
 TOLERANCES: Mapping[str, tuple[str, float]] = {"fp32": ("max_abs", 1e-6), "fp16": ("relative_distance", 0.01)}
 BATCHES = (1, 3, 8)
+# The same in fp32 where a softmax of experts stands in every block: its noise is twice a dense tower's.
+WITH_EXPERTS = 2e-6
 STEADY = 2e-6  # largest difference of one graph's rows between batch sizes, or between lengths of padding
 # Share of the pictures whose merged tokens must be the same: two pairs of tokens that are alike within rounding may change
 # places, which moves that picture by about as much as merging itself does.
@@ -40,6 +46,8 @@ class Samples:
     texts: Encoded | None
     image_rows: Array | None  # (N, D) the source's unit rows
     text_rows: Array | None  # (M, D)
+    # by tower: (N,) bool, samples of which a token might as well have taken another expert; none: it has no experts
+    near_ties: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,20 +63,36 @@ class Parity:
 
 
 def source_rows(
-    source: Source, pixels: Array | None, input_ids: Array | None
+    source: Source,
+    pixels: Array | None,
+    input_ids: Array | None,
+    watches: Mapping[str, Watch] | None = None,
 ) -> tuple[Array | None, Array | None]:
-    """The source's own unit rows for pictures (N, 3, H, W) and ids (M, L): (N, D) and (M, D) float32; None for None."""
+    """The source's own unit rows for pictures (N, 3, H, W) and ids (M, L): (N, D) and (M, D) float32; None for None.
+
+    Args:
+        watches: by tower, are told what its routers say.
+    """
     model = source.model.eval()
 
-    def rows(encode: Callable[[torch.Tensor], torch.Tensor], inputs: Array | None) -> Array | None:
+    def rows(kind: str, inputs: Array | None) -> Array | None:
         if inputs is None:
             return None
-        parts = [encode(torch.from_numpy(inputs[i : i + _CHUNK])) for i in range(0, len(inputs), _CHUNK)]
+        encode = model.encode_image if kind == "image" else model.encode_text
+        watch, parts = (watches or {}).get(kind), []
+        for i in range(0, len(inputs), _CHUNK):
+            chunk = torch.from_numpy(inputs[i : i + _CHUNK])
+            if watch is None:
+                parts.append(encode(chunk))
+                continue
+            with recorded(watch.tower) as recorder:
+                parts.append(encode(chunk))
+            watch.add(recorder, chunk)
         unit: Array = F.normalize(torch.cat(parts), dim=-1).numpy()
         return unit
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return rows(model.encode_image, pixels), rows(model.encode_text, input_ids)
+        return rows("image", pixels), rows("text", input_ids)
 
 
 def compare(
@@ -78,40 +102,41 @@ def compare(
     *,
     tolerance: float | None,
     threads: int | None,
-    merged: Array | None = None,
+    lossy: Rows | None = None,
 ) -> Parity:
     """Run a variant on the samples. A figure that falls short is reported, not raised.
 
     Args:
         bundle: holds the graph; need not be sealed.
         tolerance: of the precision's figure in TOLERANCES; None: the one there.
-        merged: (N, D) of a variant that merges tokens: what PyTorch gives with the same merges. The graph must agree with
-            that; how far it is from the source is reported.
+        lossy: of a variant that merges tokens or drops choices: what PyTorch gives with the same losses. The graph must agree
+            with that; how far it is from the source is reported.
     """
     image, texts = variant.tower == "image", samples.texts
-    inputs = samples.pixels if image else None if texts is None else texts.input_ids
+    inputs = inputs_for(bundle, variant, samples)
     want = samples.image_rows if image else samples.text_rows
-    if variant.inputs[0].dtype == "uint8":
-        assert samples.pixels is not None
-        assert bundle.manifest.preprocessing is not None
-        inputs = bytes_of(samples.pixels, bundle.manifest.preprocessing)
-    assert inputs is not None
     assert want is not None
+    near = samples.near_ties.get(variant.tower) if lossy is None else lossy.near
+    kept = np.flatnonzero(~near) if near is not None else np.arange(len(want))
     fidelity = batches = lengths = None
     failures = []
     try:
+        if len(kept) < 2:
+            raise CheckFailed(all_near(len(want) - len(kept), len(want), image))
         engine = open_engine(
             "onnxruntime-cpu", bundle.root / variant.files[0], variant, EngineOptions(threads=threads)
         )
         try:
             found = _rows(engine, inputs, _CHUNK)
-            fidelity = measure(want, found, _scores(image, samples))
-            if merged is None:
-                failures += _gate(variant, fidelity, tolerance)
-            else:
-                failures += _gate_merged(variant, merged, found, tolerance)
-            batches = _batches(engine, inputs, found, MERGED_ALIKE if variant.axes.token_merging else 1.0)
-            lengths = _lengths(engine, texts, found) if texts and "L" in variant.inputs[0].shape else None
+            fidelity = measure(want[kept], found[kept], _scores(image, samples))
+            fidelity = replace(fidelity, near_ties=len(want) - len(kept))
+            failures += _gates(variant, fidelity, lossy, found, kept, tolerance)
+            batches = _batches(
+                engine, inputs[kept], found[kept], MERGED_ALIKE if variant.axes.token_merging else 1.0
+            )
+            lengths = (
+                _lengths(engine, texts, found, kept) if texts and "L" in variant.inputs[0].shape else None
+            )
         finally:
             engine.close()
     except EdgeClipError as error:
@@ -125,6 +150,27 @@ def compare(
     return Parity(variant.id, fidelity, batches, lengths, tuple(f"{variant.id}: {line}" for line in failures))
 
 
+def inputs_for(bundle: Bundle, variant: Variant, samples: Samples) -> Array:
+    """The samples as a variant takes them."""
+    if variant.inputs[0].dtype == "uint8":
+        assert samples.pixels is not None
+        assert bundle.manifest.preprocessing is not None
+        return bytes_of(samples.pixels, bundle.manifest.preprocessing)
+    texts = samples.texts
+    inputs = samples.pixels if variant.tower == "image" else None if texts is None else texts.input_ids
+    assert inputs is not None
+    return inputs
+
+
+def all_near(near: int, every: int, image: bool) -> str:
+    """Why samples say nothing."""
+    more = "--images" if image else "--texts"
+    return (
+        f"in {near} of {every} samples a token is within {NEAR:.0e} of taking another expert, and too few are left to compare. "
+        f"Pass others with {more}, or train the routers: they may all be alike"
+    )
+
+
 def require(parities: list[Parity], where: str) -> None:
     """Raise CheckFailed that says which figures fell short."""
     failures = [line for parity in parities for line in parity.failures]
@@ -135,8 +181,34 @@ def require(parities: list[Parity], where: str) -> None:
         )
 
 
+def _gates(
+    variant: Variant,
+    fidelity: Fidelity,
+    lossy: Rows | None,
+    found: Array,
+    kept: Array,
+    tolerance: float | None,
+) -> list[str]:
+    """What falls short, of the samples in `kept`."""
+    if lossy is None:
+        return _gate(variant, fidelity, tolerance)
+    if variant.axes.token_merging:
+        return _gate_merged(variant, lossy.rows, found, tolerance)
+    failures = _gate(variant, measure(lossy.rows[kept], found[kept]), tolerance)
+    failures = [line.replace("the source", "PyTorch with the same drops") for line in failures]
+    if not fidelity.relative_distance <= MOST_LOST:
+        dropped = variant.experts.dropped if variant.experts else None
+        failures.append(
+            f"dropping {dropped or 0:.2%} of the tokens' choices of experts moves embeddings by a relative distance of "
+            f"{fidelity.relative_distance:.3f}, {MOST_LOST:g} is allowed. Pass a smaller --moe-drop, or --moe dense,gather"
+        )
+    return failures
+
+
 def _gate(variant: Variant, fidelity: Fidelity, tolerance: float | None) -> list[str]:
     figure, largest = TOLERANCES[variant.axes.precision]
+    if variant.axes.precision == "fp32" and variant.axes.moe != "none":
+        largest = WITH_EXPERTS
     largest = largest if tolerance is None else tolerance
     value = getattr(fidelity, figure)
     if value <= largest:
@@ -188,11 +260,10 @@ def _batches(engine: Engine, inputs: Array, found: Array, share: float) -> float
     return max(float(np.quantile(rows, share)) for rows in worst)
 
 
-def _lengths(engine: Engine, texts: Encoded, found: Array) -> float:
-    """Largest difference to `found` when a text runs alone, at its own length."""
-    worst = 0.0
-    for length in sorted(set(texts.lengths)):
-        i = texts.lengths.index(length)
+def _lengths(engine: Engine, texts: Encoded, found: Array, kept: Array) -> float:
+    """Largest difference to `found` when a text runs alone, at its own length; of those in `kept`."""
+    worst, alone_at = 0.0, {texts.lengths[i]: int(i) for i in reversed(kept)}
+    for length, i in sorted(alone_at.items()):
         alone = _rows(engine, texts.input_ids[i : i + 1, : min(length, texts.input_ids.shape[1])], 1)
         worst = max(worst, float(np.abs(alone[0] - found[i]).max()))
     return worst

@@ -22,10 +22,13 @@ from edgeclip.export import (
     nano_towers,
     region_towers,
     resnet_towers,
+    routing_towers,
     timm_towers,
     token_merging,
 )
+from edgeclip.export.experts import DENSE, ExpertForm
 from edgeclip.export.form import EXAMPLE_BATCH, Form, unit
+from edgeclip.export.routing import experts_of
 from edgeclip.export.targets import FLAVOURS, PORTABLE, Flavour
 from edgeclip.models.clip import ImageTower, TextTower
 from edgeclip.models.detector import Detector
@@ -61,6 +64,18 @@ TOWERS: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]
 MERGING: Mapping[type[nn.Module], Callable[[Any, int], tuple[nn.Module, dict[str, int]]]] = {
     ImageTower: token_merging.image_tower,
     PooledVitTower: encoder_towers.pooled_vit_tower,
+}
+
+# Those that may have mixtures of experts -> (tower, how they are written) -> as above.
+WITH_EXPERTS: Mapping[type[nn.Module], Callable[[Any, ExpertForm], tuple[nn.Module, dict[str, int]]]] = {
+    ImageTower: clip_towers.image_tower,
+    TextTower: clip_towers.text_tower,
+}
+
+# The same -> (tower) -> (module that gives what each expert counts for each token, operators expected in its graph).
+ROUTING: Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, dict[str, int]]]] = {
+    ImageTower: routing_towers.image_routing,
+    TextTower: routing_towers.text_routing,
 }
 
 # Towers of the other kinds -> (source) -> their form.
@@ -106,12 +121,17 @@ def towers_of(source: Source) -> tuple[Kind, ...]:
 
 
 def tower_of(
-    source: Source, kind: Kind, flavours: tuple[str, ...] = tuple(FLAVOURS), merging: int = 0
+    source: Source,
+    kind: Kind,
+    flavours: tuple[str, ...] = tuple(FLAVOURS),
+    merging: int = 0,
+    experts: ExpertForm = DENSE,
 ) -> TracedTower:
     """Build a tower's traceable forward. A tower without attention has one flavour: the portable one.
 
     Args:
         merging: tokens merged away in each block of the image tower; 0: none.
+        experts: how mixtures are written, where the tower of pictures or texts has them and merges no tokens; else they are dense.
     Raises:
         SourceError: the model has no such tower, or no traceable forward is known for its class.
         InputError: merging in a tower that has no tokens to merge.
@@ -122,20 +142,41 @@ def tower_of(
         chosen = _chosen(flavours, form.expected)
         return TracedTower(kind, form.module, form.examples, form.inputs, form.outputs, form.expected, chosen)
     make = _known(TOWERS, tower, source, kind)
+    port, example = _taken(source, kind)
+    if merging:
+        traceable, expected = _merging(source, merging)
+    elif tower is not None and experts_of(tower) is not None:
+        traceable, expected = WITH_EXPERTS[type(tower)](tower, experts)
+    else:
+        traceable, expected = make(tower)
+    output = Port("embeddings", "float32", ("N", source.embedding_dim))
+    module = UnitRows(traceable).eval()
+    return TracedTower(kind, module, (example,), (port,), (output,), expected, _chosen(flavours, expected))
+
+
+def routing_of(source: Source, kind: Kind) -> TracedTower:
+    """The traceable forward of a tower with mixtures that gives their shares (N, R, T, E), see `Axes.head`; in the portable flavour."""
+    tower = getattr(source.model, kind)
+    experts = experts_of(tower)
+    assert experts is not None
+    module, expected = ROUTING[type(tower)](tower)
+    port, example = _taken(source, kind)
+    tokens = tower.config.tokens if isinstance(tower, ImageTower) else port.shape[1]
+    output = Port("shares", "float32", ("N", len(experts.blocks), tokens, max(experts.counts)))
+    return TracedTower(kind, module.eval(), (example,), (port,), (output,), expected, (PORTABLE,))
+
+
+def _taken(source: Source, kind: Kind) -> tuple[Port, Tensor]:
+    """What a tower of pictures or texts takes, and an example of it."""
     if kind == "image":
         assert source.preprocessing is not None
         height, width = source.preprocessing.size
         port = Port("pixels", "float32", ("N", 3, height, width))
-        example = torch.zeros(EXAMPLE_BATCH, 3, height, width)
-    else:
-        assert source.text is not None
-        length = source.text.context_length
-        port = Port("input_ids", "int32", ("N", "L" if source.text.dynamic_length else length))
-        example = torch.zeros(EXAMPLE_BATCH, length, dtype=torch.int32)
-    traceable, expected = _merging(source, merging) if merging else make(tower)
-    output = Port("embeddings", "float32", ("N", source.embedding_dim))
-    module = UnitRows(traceable).eval()
-    return TracedTower(kind, module, (example,), (port,), (output,), expected, _chosen(flavours, expected))
+        return port, torch.zeros(EXAMPLE_BATCH, 3, height, width)
+    assert source.text is not None
+    length = source.text.context_length
+    port = Port("input_ids", "int32", ("N", "L" if source.text.dynamic_length else length))
+    return port, torch.zeros(EXAMPLE_BATCH, length, dtype=torch.int32)
 
 
 def _known(

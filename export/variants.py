@@ -1,8 +1,8 @@
-"""The variants of one tower: each flavour, as it is and with tokens merged, that takes floats or bytes."""
+"""The variants of one tower: each flavour, as it is, in each form of its experts and with tokens merged, that takes floats or bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,14 +12,18 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from edgeclip.bundle import Axes, Preprocessing, Variant
+from edgeclip.bundle import Axes, Experts, Preprocessing, Variant
 from edgeclip.errors import InputError
+from edgeclip.export.capacity import capacities, check_drop, dropping, factor, room_for_all
+from edgeclip.export.experts import DENSE, ExpertForm
 from edgeclip.export.heads import detect_prompts
 from edgeclip.export.onnx_graph import capture, write
 from edgeclip.export.passes import Pass, PassReport, store_fp16
+from edgeclip.export.routing import Routing, experts_of
 from edgeclip.export.steps import Steps
+from edgeclip.export.targets import PORTABLE, expert_forms_for, why
 from edgeclip.export.tensorrt_rules import required
-from edgeclip.export.towers import Kind, TracedTower, check_merging, tower_of, towers_of
+from edgeclip.export.towers import Kind, TracedTower, check_merging, routing_of, tower_of, towers_of
 from edgeclip.export.uint8_input import take_uint8, uint8_port
 from edgeclip.export.weights import PIXELS, save_graphs
 from edgeclip.models.source import Source
@@ -31,6 +35,26 @@ Array = NDArray[Any]
 
 GRAPHS = "graphs"
 _CHUNK = 16  # samples a call
+ROOMY = "-roomy"  # added to the id of a graph in which nothing is dropped
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the graphs will be compared on, and what the source's routers said of it."""
+
+    inputs: Mapping[str, Array]  # by tower: (N, 3, H, W) pixels, (M, L) ids
+    golden: Mapping[str, Array]  # by tower: the same of those that travel in the bundle
+    routings: Mapping[str, Routing] = field(default_factory=dict)  # by tower, of those with mixtures
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What PyTorch gives with the same losses as a variant has: merged tokens, or choices that find no place."""
+
+    rows: Array  # (N, D)
+    near: Array | None = (
+        None  # (N,) bool: samples in which a rounding would lose something else; None: not known
+    )
 
 
 @dataclass
@@ -39,11 +63,13 @@ class Made:
 
     variants: list[Variant] = field(default_factory=list)  # in the manifest's order
     passes: dict[str, list[PassReport]] = field(default_factory=dict)  # by variant
-    # by variant with merged tokens: (N, D) that PyTorch gives with the same merges
-    merged: dict[str, Array] = field(default_factory=dict)
-    golden: dict[int, Array] = field(
+    lossy: dict[str, Rows] = field(default_factory=dict)  # by variant that merges tokens or drops choices
+    golden: dict[str, Array] = field(
         default_factory=dict
-    )  # by number of merged tokens: the golden pictures' rows
+    )  # what those say of the golden inputs, by array name
+    # graphs that are compared and then removed: the form "capacity" once more, with room for all
+    trials: list[Variant] = field(default_factory=list)
+    forms: list[str] = field(default_factory=list)  # why experts were written as they were, one line each
 
 
 def check_wishes(source: Source, settings: ExportSettings) -> None:
@@ -59,6 +85,14 @@ def check_wishes(source: Source, settings: ExportSettings) -> None:
         raise InputError(f"--token-merging: expected different numbers of 1 or more, got {given}.")
     if settings.token_merging:
         check_merging(source)
+    expert_forms_for(settings.targets, settings.moe)
+    check_drop(settings.moe_drop)
+    if settings.moe and not any(
+        experts_of(getattr(source.model, kind, None)) for kind in ("image", "text", "tokens")
+    ):
+        raise InputError(
+            f"--moe {','.join(settings.moe)}: {source.spec} has no mixtures of experts. Export it without."
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +103,38 @@ class Graph:
     axes: Axes
     requires: dict[str, str]
     model: ir.Model
+    experts: Experts | None = None
+    trial: str = ""  # added to the id of a graph that is compared and removed
+
+    @property
+    def id(self) -> str:
+        """Of its variant."""
+        return self.axes.name(self.tower.kind) + self.trial
+
+
+@dataclass(frozen=True)
+class Version:
+    """One way in which a tower is traced."""
+
+    axes: Axes  # what differs from the plain one
+    experts: Experts | None = None
+    trial: str = ""
+
+    @property
+    def form(self) -> ExpertForm:
+        """How its mixtures are written."""
+        if self.experts is None or self.axes.moe == "none":
+            return DENSE
+        found = dict(zip(self.experts.blocks, self.experts.capacities, strict=False))
+        return ExpertForm(self.axes.moe, found)
+
+    @property
+    def words(self) -> str:
+        """For people: what is traced."""
+        experts = {"none": "", "dense": ", every expert for every token", "gather": ", experts for those that chose them",
+                   "capacity": ", experts for so many tokens"}[self.axes.moe]  # fmt: skip
+        merged = f", {self.axes.token_merging} tokens merged a block" if self.axes.token_merging else ""
+        return experts + merged + (", with room for all" if self.trial else "")
 
 
 def groups_of(source: Source) -> list[tuple[Kind, ...]]:
@@ -86,31 +152,29 @@ def write_towers(
     folder: Path,
     settings: ExportSettings,
     steps: Steps,
-    pixels: Array | None,
-    golden: Array | None,
+    asked: Asked,
 ) -> None:
-    """Trace towers of one group, each once for each number of merged tokens, and write their graphs.
+    """Trace towers of one group, each once for each version of it, and write their graphs.
 
     Args:
         made: what is written is added here.
         folder: of the bundle; graphs go into its folder GRAPHS and share their weights.
         steps: times what is done, by name.
-        pixels: (N, 3, H, W) samples on which a graph with merged tokens will be compared.
-        golden: (M, 3, H, W) those that travel in the bundle.
+        asked: on which graphs that lose something will be compared.
     """
     graphs = [
-        graph
-        for kind in kinds
-        for graph in _graphs(made, source, kind, flavours, settings, steps, pixels, golden)
+        graph for kind in kinds for graph in _graphs(made, source, kind, flavours, settings, steps, asked)
     ]
     with steps(f"write the {' and '.join(kinds)} tower{'s' if len(kinds) > 1 else ''}"):
-        named = [(graph.axes.name(graph.tower.kind), graph.model) for graph in graphs]
+        named = [(graph.id, graph.model) for graph in graphs]
         files = save_graphs(named, folder / GRAPHS, kinds[0], share=len(kinds) > 1)
     for graph in graphs:
-        kind, name = graph.tower.kind, graph.axes.name(graph.tower.kind)
-        paths = tuple(f"{GRAPHS}/{file}" for file in files[name])
+        paths = tuple(f"{GRAPHS}/{file}" for file in files[graph.id])
         ports = graph.tower.inputs, graph.tower.outputs
-        made.variants.append(Variant(name, kind, graph.axes, paths, *ports, graph.requires))
+        variant = Variant(
+            graph.id, graph.tower.kind, graph.axes, paths, *ports, graph.requires, experts=graph.experts
+        )
+        (made.trials if graph.trial else made.variants).append(variant)
 
 
 def _graphs(
@@ -120,34 +184,109 @@ def _graphs(
     flavours: tuple[str, ...],
     settings: ExportSettings,
     steps: Steps,
-    pixels: Array | None,
-    golden: Array | None,
+    asked: Asked,
 ) -> Iterator[Graph]:
     """Of one tower, in the manifest's order."""
     inputs: tuple[Literal["float32", "uint8"], ...] = ("float32",)
     if settings.uint8 and kind in PIXELS:
         inputs = ("float32", "uint8")
-    for merging in (0, *(settings.token_merging if kind == "image" else ())):
-        tower = tower_of(source, kind, flavours, merging)
-        with steps(f"trace the {kind} tower" + (f", {merging} tokens merged a block" if merging else "")):
+    for version in _versions(made, source, kind, settings, asked):
+        names = flavours[:1] if version.trial else flavours
+        tower = tower_of(source, kind, names, version.axes.token_merging, version.form)
+        with steps(f"trace the {kind} tower{version.words}"):
             captured = capture(tower)
-            rows = _rows(tower, pixels) if merging and pixels is not None else None
-            if merging and golden is not None:
-                made.golden[merging] = _rows(tower, golden)
-        for dtype in inputs:
+            version, rows = _losses(made, version, tower, kind, asked)
+        for dtype in inputs[:1] if version.trial else inputs:
             for flavour in tower.flavours:
-                axes = Axes(
-                    settings.store, flavour.attention, flavour.opset, token_merging=merging, input=dtype
+                axes = replace(
+                    version.axes,
+                    precision=settings.store,
+                    attention=flavour.attention,
+                    opset=flavour.opset,
+                    input=dtype,
                 )
                 form, extra = _form(source, tower, dtype, settings)
-                model, made.passes[axes.name(kind)] = write(captured, form, flavour, extra)
+                name = axes.name(kind) + version.trial
+                model, made.passes[name] = write(captured, form, flavour, extra)
                 requires = {**flavour.requires, "tensorrt": required(model)}
                 if rows is not None:
-                    made.merged[axes.name(kind)] = rows
-                graph = Graph(form, axes, requires, model)
+                    made.lossy[name] = rows
+                graph = Graph(form, axes, requires, model, version.experts, version.trial)
                 yield graph
                 if kind == "detector":
                     yield _with_prompts(graph, source.embedding_dim)
+    if kind in asked.routings:
+        yield _routing(made, source, kind, settings, steps)
+
+
+def _versions(
+    made: Made, source: Source, kind: Kind, settings: ExportSettings, asked: Asked
+) -> Iterator[Version]:
+    """What a tower is traced as, in the manifest's order; why, one line each, goes to `made`."""
+    experts = experts_of(getattr(source.model, kind, None))
+    merging = settings.token_merging if kind == "image" else ()
+    if experts is None:
+        yield from (Version(Axes(token_merging=r)) for r in (0, *merging))
+        return
+    routing = asked.routings.get(kind)  # None of a region encoder, which is dense
+    forms = expert_forms_for(settings.targets, settings.moe) if routing else ("dense",)
+    for name in forms:
+        reason = (
+            "named by --moe" if settings.moe and routing else why(name, experts.top_k, max(experts.counts))
+        )
+        own = experts
+        if name == "capacity":
+            assert routing is not None
+            own = replace(experts, capacities=capacities(routing, settings.moe_drop))
+            reason += f" ({factor(own, routing):.2f} times what an average sample needs)"
+        made.forms.append(f"{kind} tower, {name}: {reason}")
+        yield Version(Axes(moe=name), own)
+        if name == "capacity":
+            assert routing is not None
+            yield Version(Axes(moe=name), replace(experts, capacities=room_for_all(routing)), ROOMY)
+    yield from (Version(Axes(token_merging=r, moe="dense"), experts) for r in merging)
+
+
+def _losses(
+    made: Made, version: Version, tower: TracedTower, kind: Kind, asked: Asked
+) -> tuple[Version, Rows | None]:
+    """What a version that loses something gives in PyTorch; None: it loses nothing. The version says then how much it drops."""
+    axes = version.axes
+    if version.trial or not (axes.token_merging or axes.moe == "capacity"):
+        return version, None
+    experts = version.experts if axes.moe == "capacity" else None
+    if (golden := asked.golden.get(kind)) is not None:
+        rows, _ = _lossy_rows(tower, golden, experts)
+        if rows.near is not None:  # another device may drop another token there: not replayed
+            rows.rows[rows.near] = np.nan
+        what = f"merge{axes.token_merging}" if axes.token_merging else axes.moe
+        made.golden[f"{kind}_embeddings/{what}"] = rows.rows
+    if (inputs := asked.inputs.get(kind)) is None:
+        return version, None
+    rows, dropped = _lossy_rows(tower, inputs, experts)
+    if experts is not None:
+        version = replace(version, experts=replace(experts, dropped=dropped))
+    return version, rows
+
+
+def _lossy_rows(tower: TracedTower, inputs: Array, experts: Experts | None) -> tuple[Rows, float]:
+    """What PyTorch gives of a version that loses something, and the share of choices that it drops."""
+    if experts is None:
+        return Rows(_rows(tower, inputs)), 0.0
+    with dropping(tower.module, experts) as drops:
+        rows = _rows(tower, inputs)
+    return Rows(rows, drops.near), drops.share
+
+
+def _routing(made: Made, source: Source, kind: Kind, settings: ExportSettings, steps: Steps) -> Graph:
+    """What each expert counts for each token, as a graph."""
+    tower = routing_of(source, kind)
+    axes = Axes(settings.store, PORTABLE.attention, PORTABLE.opset, head="routing", moe="dense")
+    with steps(f"trace the routing of the {kind} tower"):
+        _, extra = _form(source, tower, "float32", settings)
+        model, made.passes[axes.name(kind)] = write(capture(tower), tower, PORTABLE, extra)
+    requires = {**PORTABLE.requires, "tensorrt": required(model)}
+    return Graph(tower, axes, requires, model, experts_of(getattr(source.model, kind)))
 
 
 def _with_prompts(graph: Graph, dim: int) -> Graph:

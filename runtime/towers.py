@@ -14,6 +14,7 @@ from edgeclip.runtime import fork, stages
 from edgeclip.runtime.abilities import abilities
 from edgeclip.runtime.engines import Engine, EngineOptions, Slot, engine_order, local_variants, open_variant
 from edgeclip.runtime.engines.seam import UNCOUNTED
+from edgeclip.runtime.expert_order import in_order, loses
 
 MAX_SPARE_SLOTS = 4  # kept for the next call; the rest are freed
 
@@ -59,7 +60,7 @@ class Tower:
         self._ids = tuple(wanted)
         self.variant: Variant | None = None  # what was opened last
         self.fell_back = ""  # why nothing that comes before what is in use was opened; "": it is the first
-        self._announced = False
+        self._announced = self._said_lost = False
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._spare: list[Slot] = []  # last given back, last
@@ -215,6 +216,11 @@ class Tower:
         if self.fell_back and not self._announced:
             self._announced = True
             log.warning("%s tower: runs on %s; %s", self.name, engine.name, self.fell_back, extra=UNCOUNTED)
+        if variant not in self._ids and (lost := loses(engine.variant)) and not self._said_lost:
+            self._said_lost = True
+            log.warning(
+                "%s tower: runs %s, in which %s. Name another variant, or this one", self.name, variant, lost
+            )
 
     def _candidates(self, name: str) -> list[Variant]:
         """What one engine may open: what was built for it, then the bundle's own; last what proved its worth elsewhere only.
@@ -224,8 +230,9 @@ class Tower:
         built = local_variants(name, self.bundle, self.options)
         ids = {variant.id for variant in built}
         own = [v for v in self.bundle.manifest.variants if v.id not in ids]
+        own = in_order(own, name)
         own.sort(key=lambda v: bool(v.proven) and name not in v.proven)
-        return self._fitting([*built, *own])
+        return self._fitting([*in_order(built, name), *own])
 
     def _watch(self) -> None:
         """Start the clock of the idle unload, unless it runs."""

@@ -25,6 +25,7 @@ from edgeclip.runtime.replay import (
 )
 from edgeclip.runtime.text import TextEncoder
 from edgeclip.runtime.verify_heads import replay_head
+from edgeclip.runtime.verify_routing import golden_shares, replay_routing
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ def _replay(
         if variant.tower in REPLAYS:
             return replay_tower(bundle, opened, golden)[0]
         inputs, want = inputs_of(bundle, variant, golden)
+        if variant.axes.head == "routing":
+            return replay_routing(opened, inputs, golden_shares(variant, golden))
         limit = limit_of(variant)
         if variant.axes.head != "embeddings":
             return replay_head(bundle, opened, inputs, want, limit.of_cosines(want))

@@ -22,6 +22,7 @@ Examples:
   edgeclip export ./my-checkpoint -o wide --resolution 256x320
   edgeclip export hf:openai/clip-vit-base-patch16 -o boxes --regions --resolution 448
   edgeclip export ./my-checkpoint -o mine --images photos/ --precision int8 --budget cosine=0.999
+  edgeclip export ./my-mixture -o mine --images photos/ --moe gather,dense
   edgeclip export ./my-checkpoint -o mine --json > report.json
 """
 
@@ -68,6 +69,14 @@ Examples:
     help="Add a dense map and boxes pooled from it, so that regions can be embedded and classified without a detector.",
 )  # fmt: skip
 @click.option(
+    "--moe", "moe", metavar="FORMS",
+    help="How mixtures of experts are written: dense, gather and capacity, with commas between. Default: as the targets need it.",
+)  # fmt: skip
+@click.option(
+    "--moe-drop", "moe_drop", type=float, metavar="SHARE",
+    help="Largest share of an expert's tokens that finds no place in the form capacity, measured on --images and --texts. Default: 0.005.",
+)  # fmt: skip
+@click.option(
     "--precision", "methods", multiple=True,
     help="Compress too: int8, int8-dynamic, fp16, bf16, fp8, int4; may be repeated. As `edgeclip compress`, with --images and --texts.",
 )  # fmt: skip
@@ -96,6 +105,8 @@ def command(
     token_merging: tuple[int, ...],
     resolution: str | None,
     regions: bool,
+    moe: str | None,
+    moe_drop: float | None,
     methods: tuple[str, ...],
     budgets: tuple[str, ...],
     revision: str | None,
@@ -114,14 +125,17 @@ def command(
     need_export_extra()
     from edgeclip.cli.compress import print_report, show_curve
     from edgeclip.export.api import ExportSettings, export_bundle
+    from edgeclip.export.capacity import DROP
     from edgeclip.export.compress.api import CompressSettings, check_methods
     from edgeclip.export.compress.budget import parse_budgets
     from edgeclip.export.compress.together import export_compressed
-    from edgeclip.export.targets import flavours_for
+    from edgeclip.export.targets import expert_forms_for, flavours_for
     from edgeclip.models.resolution import parse_size
     from edgeclip.models.sources import load_source
 
     flavours_for(targets)  # before minutes of work
+    forms = tuple(name.strip() for name in moe.split(",")) if moe is not None else ()
+    expert_forms_for(targets, forms)
     _refuse_existing(output, overwrite)
     settings = ExportSettings(
         targets,
@@ -137,6 +151,8 @@ def command(
         overwrite,
         keep_failed,
         revision,
+        forms,
+        DROP if moe_drop is None else moe_drop,
     )
     smaller = None
     if methods or budgets:
@@ -175,7 +191,8 @@ def _print(report: ExportReport) -> None:
     table.columns[0].no_wrap = True  # an 80-column screen must not cut what tells the rows apart
     for parity in report.parities:
         figures = parity.fidelity
-        assert figures is not None  # else the export would have failed
+        if figures is None:  # a graph that says how tokens are routed: equal, or the export would have failed
+            continue
         top1 = "-" if figures.top1_agreement is None else f"{figures.top1_agreement:.0%}"
         table.add_row(
             parity.variant, str(figures.samples), f"{figures.max_abs:.1e}", f"{figures.relative_distance:.1e}",
@@ -183,6 +200,14 @@ def _print(report: ExportReport) -> None:
         )  # fmt: skip
     screen = console()
     screen.print(table)
+    for line in report.experts:
+        screen.print(line)
+    for parity in report.parities:
+        if parity.fidelity is not None and parity.fidelity.near_ties:
+            near = parity.fidelity.near_ties
+            screen.print(
+                f"{parity.variant}: {near} more samples hold a token within 1e-05 of taking another expert"
+            )
     size = sum(entry.size for entry in report.bundle.manifest.files.values())
     screen.print(f"{report.bundle.root}: {size / 1e6:.1f} MB, {sum(report.seconds.values()):.0f} s, verified")
     licence = report.bundle.manifest.licence

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from edgeclip.bundle import Bundle, Variant
 from edgeclip.errors import EdgeClipError, EngineError, InputError
-from edgeclip.runtime.tensorrt.flavour import choose
+from edgeclip.runtime.expert_order import in_order
+from edgeclip.runtime.tensorrt.flavour import choose, reads
 from edgeclip.runtime.tensorrt.library import Library
 from edgeclip.runtime.tensorrt.settings import PRECISION, BuildSettings, Converter
 
@@ -72,6 +73,8 @@ def _groups(bundle: Bundle, towers: Sequence[str]) -> Iterator[list[Variant]]:
     """The variants of each tower and head."""
     groups: dict[tuple[str, str], list[Variant]] = {}
     for variant in bundle.manifest.variants:
+        if variant.axes.head == "routing":
+            continue  # is for looking at, once; a caller may name it
         if not towers or variant.tower in towers:
             groups.setdefault((variant.tower, variant.axes.head), []).append(variant)
     yield from groups.values()
@@ -80,9 +83,13 @@ def _groups(bundle: Bundle, towers: Sequence[str]) -> Iterator[list[Variant]]:
 def _job(
     bundle: Bundle, group: Sequence[Variant], precision: str, library: Library, converter: Converter | None
 ) -> Job:
-    """From variants of one tower and head. Those that merge tokens or take bytes count only where the bundle prefers them."""
-    ready = _alike([v for v in group if v.computes_in == precision])
-    bases = _alike([v for v in group if v.computes_in == "fp32"])
+    """From variants of one tower and head. Those that merge tokens or take bytes count only where the bundle prefers them.
+
+    Of experts, the first form that the library reads: every expert for every token, else as many tokens as fixed.
+    """
+    readable = in_order([v for v in group if reads(library, v)] or group, library.name)
+    ready = _alike([v for v in readable if v.computes_in == precision])
+    bases = _alike([v for v in readable if v.computes_in == "fp32"])
     found = [Candidate(v) if v.axes.precision == precision else _renamed(v) for v in ready]
     quantised = any(
         v.axes.activations != "float" for v in ready
@@ -97,13 +104,19 @@ def _job(
     order = choose([one.variant for one in found], library)
     if not order:
         names = ", ".join(one.variant.id for one in found)
-        raise EngineError(f"{bundle.root}: {library.name} {library.version} reads none of {names}.")
+        gathers = any(one.variant.axes.moe == "gather" for one in found)
+        more = (
+            " The form gather has sizes that depend on data: export the model with --moe dense."
+            if gathers
+            else ""
+        )
+        raise EngineError(f"{bundle.root}: {library.name} {library.version} reads none of {names}.{more}")
     return [next(one for one in found if one.variant is variant) for variant in order]
 
 
 def _alike(variants: Sequence[Variant]) -> list[Variant]:
     """Those that differ from the first in how attention is written only."""
-    kinds = [(v.axes.token_merging, v.axes.input) for v in variants]
+    kinds = [(v.axes.token_merging, v.axes.input, v.axes.moe) for v in variants]
     return [v for v, kind in zip(variants, kinds, strict=True) if kind == kinds[0]]
 
 

@@ -40,6 +40,8 @@ def prove(bundle: Bundle, variant: Variant, engine: Engine, *, tf32: bool = Fals
         if variant.tower in REPLAYS:
             return _of_tower(bundle, engine, golden, precision)
         (inputs, want), limit = inputs_of(bundle, variant, golden), limit_of(variant, precision)
+        if variant.axes.head == "routing":
+            raise CheckFailed("says how tokens are routed, which is looked at on the CPU and not built")
         if variant.axes.head != "embeddings":
             found, want = _of_head(bundle, engine, inputs, want, limit.of_cosines(want))
             return figures(want, found)
@@ -75,10 +77,8 @@ def _of_head(
 
 def _on_the_cpu(bundle: Bundle, variant: Variant, inputs: Array) -> tuple[Array, str]:
     """-> (rows of the first variant of the same kind that runs here, fp32 before others; its id)."""
-    kind = (variant.axes.token_merging, variant.axes.input)
-    alike = [
-        v for v in bundle.manifest.variants_of(variant.tower) if (v.axes.token_merging, v.axes.input) == kind
-    ]
+    kind = _kind(variant)
+    alike = [v for v in bundle.manifest.variants_of(variant.tower) if _kind(v) == kind]
     reasons = []
     for one in sorted(alike, key=lambda v: v.computes_in != "fp32"):
         try:
@@ -92,3 +92,8 @@ def _on_the_cpu(bundle: Bundle, variant: Variant, inputs: Array) -> tuple[Array,
             engine.close()
     why = reasons[0] if reasons else f"the bundle has no {variant.tower} tower like it"
     raise CheckFailed(f"there are no golden rows, and nothing on the CPU to compare with: {why}")
+
+
+def _kind(variant: Variant) -> tuple[int, str, bool]:
+    """Variants of the same kind give the same rows."""
+    return variant.axes.token_merging, variant.axes.input, variant.axes.moe == "capacity"
