@@ -7,8 +7,6 @@ Shapes: B pairs, T tokens, R mixtures of a tower in its order, E the most expert
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,7 +45,7 @@ def routing_features(model: DualEncoder, recorder: Recorder, input_ids: Tensor) 
     for name in TOWERS:
         tower = getattr(model, name)
         layers = [] if tower is None else list(moe_layers(tower).values())
-        real = text_tokens(tower, input_ids) if layers and name == "text" else None
+        real = text_tokens(tower, input_ids) if layers and isinstance(tower, TextTower) else None
         sums = [_sums(recorder, layer, real) for layer in layers]
         most = max((len(layer.experts) for layer in layers), default=0)
         batch = len(input_ids)
@@ -90,16 +88,14 @@ def expert_use(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"expert_use_max": every.max(), "expert_use_min": every.min()}
 
 
-def text_tokens(tower: Any, input_ids: Tensor) -> Tensor:
+def text_tokens(tower: TextTower, input_ids: Tensor) -> Tensor:
     """(B, L) ids -> (B, T) bool: the tokens that count, which is all that the embedding is made of but padding.
 
     Of a causal tower those up to the pooled one; of a tower that hides padding the others; of one that attends to padding as to text
     (SigLIP's) all; with CoCa's class token, that and the words.
     """
     config = tower.config
-    words: Tensor = input_ids != config.pad_id
-    if not isinstance(tower, TextTower):
-        return words
+    words = input_ids != config.pad_id
     if tower.class_token is not None:
         words = F.pad(words, (0, config.context_length - input_ids.shape[1]), value=False)
         return F.pad(words, (0, 1), value=True)
