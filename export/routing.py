@@ -132,7 +132,10 @@ def _real(tower: ImageTower | TextTower, inputs: Tensor, tokens: int) -> Tensor:
         return seen
     if config.causal:
         return torch.arange(tokens) <= tower.pooled_position(inputs)[:, None]
-    return inputs != config.pad_id if config.mask_padding else every
+    if not config.mask_padding:
+        return every
+    pooled = torch.arange(tokens) == tower.pooled_position(inputs)[:, None]
+    return (inputs != config.pad_id) | pooled
 
 
 def _pooled(tower: ImageTower | TextTower, inputs: Tensor, real: Tensor) -> Tensor:

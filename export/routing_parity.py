@@ -48,10 +48,14 @@ def _check(variant: Variant, shares: Array, routing: Routing) -> None:
     kept = np.flatnonzero(routing.everywhere >= NEAR)
     if not len(kept):
         raise CheckFailed(all_near(len(real), len(real), variant.tower == "image"))
-    if shares.shape[2] != real.shape[1]:
-        raise CheckFailed(f"gives shares of {shares.shape[2]} tokens, the source routes {real.shape[1]}")
+    tokens = shares.shape[
+        2
+    ]  # of a text without the class token behind it, which the source pads to its full length
+    if tokens > real.shape[1] or (variant.tower == "image" and tokens < real.shape[1]):
+        raise CheckFailed(f"gives shares of {tokens} tokens, the source routes {real.shape[1]}")
+    real = real[:, :tokens]
     other = every = 0
-    for place, chosen in enumerate(routing.chosen):
+    for place, chosen in enumerate(rows[:, :tokens] for rows in routing.chosen):
         given = shares[kept, place] > 0
         experts = chosen.shape[-1]
         if given[..., experts:].any():

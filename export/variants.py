@@ -216,7 +216,7 @@ def _graphs(
                 if kind == "detector":
                     yield _with_prompts(graph, source.embedding_dim)
     if kind in asked.routings:
-        yield _routing(made, source, kind, settings, steps)
+        yield _routing(made, source, kind, settings, steps, asked)
 
 
 def _versions(
@@ -278,13 +278,17 @@ def _lossy_rows(tower: TracedTower, inputs: Array, experts: Experts | None) -> t
     return Rows(rows, drops.near), drops.share
 
 
-def _routing(made: Made, source: Source, kind: Kind, settings: ExportSettings, steps: Steps) -> Graph:
+def _routing(
+    made: Made, source: Source, kind: Kind, settings: ExportSettings, steps: Steps, asked: Asked
+) -> Graph:
     """What each expert counts for each token, as a graph."""
     tower = routing_of(source, kind)
     axes = Axes(settings.store, PORTABLE.attention, PORTABLE.opset, head="routing", moe="dense")
     with steps(f"trace the routing of the {kind} tower"):
         _, extra = _form(source, tower, "float32", settings)
         model, made.passes[axes.name(kind)] = write(capture(tower), tower, PORTABLE, extra)
+    if (golden := asked.golden.get(kind)) is not None:
+        made.golden[f"{kind}_routing"] = _rows(tower, golden)
     requires = {**PORTABLE.requires, "tensorrt": required(model)}
     return Graph(tower, axes, requires, model, experts_of(getattr(source.model, kind)))
 
