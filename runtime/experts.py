@@ -200,10 +200,10 @@ class UseCounter:
 
 
 def mixtures_of(bundle: Bundle) -> dict[str, Experts]:
-    """What a bundle says of the mixtures of each of its towers; {} where every feed-forward is dense."""
+    """What a bundle says of the mixtures of its image and text towers; {} where every feed-forward is dense."""
     found: dict[str, Experts] = {}
     for variant in bundle.manifest.variants:
-        if variant.experts is not None:
+        if variant.experts is not None and variant.tower in ("image", "text"):
             found.setdefault(variant.tower, variant.experts)
     return found
 

@@ -19,7 +19,7 @@ from edgeclip.bench.render.words import percent
 from edgeclip.runtime.experts import ExpertUse
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-QUALITY = 80  # of the JPEGs
+QUALITY = 72  # of the JPEGs
 STYLE = """
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(45%, 210px), 1fr)); gap: 0.75rem; margin: 0.5rem 0 1.2rem; }
 .maps figure { margin: 0; }

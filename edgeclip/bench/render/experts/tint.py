@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#332288", "#f0e442", "#cc3311", "#66ccee", "#cc79a7", "#882255", "#0077bb", "#ee6677")
-SIDE, SMALLEST = 288, 16  # of a tinted picture and of a patch in it, pixels: large enough for a number
+SIDE, SMALLEST = 240, 16  # of a tinted picture and of a patch in it, pixels: large enough for a number
 NUMBER = 20  # of its letters, pixels at most
 STRENGTH = 0.55  # of the colour over the grey picture
 
