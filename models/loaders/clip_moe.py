@@ -32,6 +32,7 @@ from edgeclip.models.loaders.checkpoint import (
 from edgeclip.models.loaders.openclip import OPENAI_ONLY, transformer, vit
 from edgeclip.models.loaders.openclip.config import read_preprocessing
 from edgeclip.models.loaders.openclip.texts import read_text
+from edgeclip.models.loaders.tokenizer import OPENAI_MARKS
 from edgeclip.models.source import Request, Source
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def load_file(path: Path, request: Request, name: str = "", folder: Path | None 
         log.warning(
             "%s: how many experts a token takes is not in the file: taking %d, as published", path, TOP_K
         )
-    tokenizer_json, settings = read_text(folder, {}, text, request, weights.where)
+    tokenizer_json, settings = read_text(folder, {}, text, request, weights.where, OPENAI_MARKS)
     return common.make_source(
         request,
         name or path.stem,

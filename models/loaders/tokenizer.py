@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from edgeclip.models.loaders.checkpoint import read_json
 # What both libraries cut a text into before the merges: contractions, words, single digits, runs of anything else.
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _MERGES = 49152 - 256 - 2  # how many lines of OpenAI's vocabulary file count
-_OPENCLIP_MARKS = ("<start_of_text>", "<end_of_text>")
+OPENCLIP_MARKS, OPENAI_MARKS = ("<start_of_text>", "<end_of_text>"), ("<|startoftext|>", "<|endoftext|>")
 
 Merges = Sequence[tuple[str, str]]
 
@@ -54,24 +55,27 @@ def clip_tokenizer(vocab: dict[str, int], merges: Merges, *, bos: str, eos: str,
     return plain(tokenizer)
 
 
-def openclip_tokenizer(merges: Merges) -> bytes:
+def openclip_tokenizer(merges: Merges, marks: tuple[str, str] = OPENCLIP_MARKS) -> bytes:
     """The tokenizer that equals open_clip's SimpleTokenizer on text that has been cleaned its way.
 
     The vocabulary follows from the merges: 256 byte symbols, the same with a word's end, one symbol a merge, two marks.
+
+    Args:
+        marks: that start and end a text, and are one token each where a text holds them; all that open_clip changed of OpenAI's.
     """
     symbols = [symbol for _, symbol in sorted(byte_symbols().items(), key=_openai_order)]
     vocab = [
         *symbols,
         *(symbol + "</w>" for symbol in symbols),
         *("".join(merge) for merge in merges),
-        *_OPENCLIP_MARKS,
+        *marks,
     ]
     ids = {symbol: i for i, symbol in enumerate(vocab)}
-    tokenizer = Tokenizer(BPE(ids, list(merges), end_of_word_suffix="</w>", unk_token=_OPENCLIP_MARKS[1]))
+    tokenizer = Tokenizer(BPE(ids, list(merges), end_of_word_suffix="</w>", unk_token=marks[1]))
     # open_clip's pattern passes over this one sign: without regard to case it is both a letter and none
     tokenizer.normalizer = normalizers.Replace("\u0345", " ")
     # (?i): open_clip matches its contractions whatever their case, e.g. 'ſ, which no lower-casing makes an s
-    _finish(tokenizer, f"(?i){'|'.join(_OPENCLIP_MARKS)}|{_PIECES}", ids, _OPENCLIP_MARKS)
+    _finish(tokenizer, f"(?i){'|'.join(map(re.escape, marks))}|{_PIECES}", ids, marks)
     return plain(tokenizer)
 
 

@@ -184,10 +184,26 @@ def _merges(vocab: int) -> str:
 
 
 def tokenize(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Ids at the full length, as OpenAI's tokenizer makes them."""
-    import open_clip
+    """Ids at the full length by open_clip's tokenizer, with the marks that OpenAI's has in place of its own.
 
-    return np.array(open_clip.SimpleTokenizer(context_length=LENGTH)(list(texts)))
+    But for one thing: a mark right behind another sign, as in "&<|endoftext|>", is a mark, as in transformers; there it is pieces.
+    """
+    import open_clip
+    import regex
+
+    tokenizer = open_clip.SimpleTokenizer(context_length=LENGTH)
+    head, signs, tail = tokenizer.pat.pattern.rpartition(r"[^\s\p{L}\p{N}]")
+    tokenizer.pat = regex.compile(
+        f"{head}(?:{signs}){tail}", regex.IGNORECASE
+    )  # each sign by itself, for what follows
+    for own, openai in (("<start_of_text>", "<|startoftext|>"), ("<end_of_text>", "<|endoftext|>")):
+        tokenizer.encoder[openai] = tokenizer.encoder.pop(own)
+        tokenizer.cache[openai] = openai
+        del tokenizer.cache[own]
+        mark, signs = regex.escape(openai), r"[^\s\p{L}\p{N}]"
+        pattern = tokenizer.pat.pattern.replace(own, mark).replace(signs, f"(?!{mark}){signs}")
+        tokenizer.pat = regex.compile(pattern, regex.IGNORECASE)
+    return np.array(tokenizer(list(texts)))
 
 
 def prepare(side: int) -> Callable[[Image.Image], NDArray[np.float32]]:

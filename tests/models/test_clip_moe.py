@@ -132,6 +132,13 @@ def test_long_texts_are_read_whole_and_cut_behind_248(tmp_path: Path) -> None:
     assert (rows[0] - cut[0]).abs().max() > 0.01
 
 
+def test_marks_in_a_text_are_openais(tmp_path: Path) -> None:
+    write_clip_moe(tmp_path / "moe.safetensors")
+    source = load_source(str(tmp_path))
+    ids = encoded(source, ["a <|endoftext|> b <|STARTOFTEXT|>", "a <end_of_text> b <start_of_text>"])
+    assert [((row == 712).sum(), (row == 713).sum()) for row in ids] == [(2, 2), (1, 1)]
+
+
 def without(name: str) -> Callable[[dict[str, Tensor]], object]:
     return lambda state: state.pop(name)
 
@@ -240,12 +247,14 @@ def test_a_file_of_a_hub_repository_opens_from_the_cache(hub: Path) -> None:  # 
     model = write_clip_moe(folder / "deep" / "moe.pt")
     (folder / "deep" / "merges.txt").rename(folder / "merges.txt")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    agree_spec = "hf:someone/moe/deep/moe.pt"
+    spec = "hf:someone/moe/deep/moe.pt"
     with pytest.raises(SourceError, match=r"deep/moe\.pt: a pickle"):
-        load_source(agree_spec)
-    source = load_source(agree_spec, allow_pickle=True)
+        load_source(spec)
+    with pytest.raises(SourceError, match=r"moe\.pt: a pickle"):  # before anything is fetched
+        load_source("hf:someone/elses/moe.pt")
+    source = load_source(spec, allow_pickle=True)
     check_towers(source, Written("", model.encode_image, model.encode_text))
-    assert (source.name, source.spec, source.licence.weights) == ("moe", agree_spec, "mit")
+    assert (source.name, source.spec, source.licence.weights) == ("moe", spec, "mit")
     with pytest.raises(SourceError, match=r"someone/moe has no file 'other\.safetensors'"):
         load_source("hf:someone/moe/other.safetensors")
     (folder / "plain.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")

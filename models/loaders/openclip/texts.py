@@ -17,6 +17,7 @@ from edgeclip.models.loaders.bert_tokenizer import bert_tokenizer, read_pieces
 from edgeclip.models.loaders.hub import download
 from edgeclip.models.loaders.huggingface import files
 from edgeclip.models.loaders.tokenizer import (
+    OPENCLIP_MARKS,
     end_as,
     installed_merges,
     openclip_tokenizer,
@@ -34,12 +35,21 @@ _FULL = 0.9
 
 
 def read_text(
-    folder: Path, text_cfg: dict[str, Any], config: TextTowerConfig, request: Request, where: str
+    folder: Path,
+    text_cfg: dict[str, Any],
+    config: TextTowerConfig,
+    request: Request,
+    where: str,
+    marks: tuple[str, str] = OPENCLIP_MARKS,
 ) -> tuple[bytes, TextSettings]:
-    """-> (tokenizer.json, how texts become ids). Raises SourceError for a tokenizer of another model, or none."""
+    """-> (tokenizer.json, how texts become ids). Raises SourceError for a tokenizer of another model, or none.
+
+    Args:
+        marks: of a byte-pair tokenizer, see `openclip_tokenizer`.
+    """
     if text_cfg.get("hf_tokenizer_name"):
         return _hugging_face(folder, text_cfg, config, request, where)
-    tokenizer_json = openclip_tokenizer(_merges(folder, request.tokenizer))
+    tokenizer_json = openclip_tokenizer(_merges(folder, request.tokenizer), marks)
     clean, _ = _kwargs(text_cfg, "lower", where)
     text = common.text_settings(config, tokenizer_json, pad_id=0, clean=clean, where=where)
     if text.eos_id != config.vocab_size - 1:
