@@ -22,6 +22,7 @@ from edgeclip.models.training.data.cluster_labels import HELD_OUT, UNREADABLE, C
 from edgeclip.models.training.data.pairs import ShuffledPairs
 from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.prefetch import prefetch
+from edgeclip.models.training.progress import counting
 from edgeclip.runtime.kmeans import assign, kmeans, seed_centres
 
 AT_ONCE = 64  # pairs embedded
@@ -43,6 +44,7 @@ def divide(
     device: torch.device | None = None,
     workers: int = 0,
     shard: Shard | None = None,
+    progress: bool = False,
 ) -> Clusters:
     """Divide the training pairs by what a model makes of them, each cluster of `before` once more.
 
@@ -51,13 +53,19 @@ def divide(
         before: labels of the stages before: y becomes y * product + the new one.
         workers: threads that prepare pictures ahead.
         shard: processes share the embedding; all of them get the whole.
+        progress: show a bar on stderr where that is a terminal.
     Raises:
         TrainingError: no pair can be read, an embedding is not finite, or `before` is of other data.
     """
     if before is not None:
         before.check(pairs.shuffled, pairs.keys, "the clusters of the stage before")
     image, text, readable = embed(
-        source, pairs, device=device or torch.device("cpu"), workers=workers, shard=shard or Shard()
+        source,
+        pairs,
+        device=device or torch.device("cpu"),
+        workers=workers,
+        shard=shard or Shard(),
+        progress=progress,
     )
     train = pairs.shuffled.train
     if not readable.any():
@@ -104,11 +112,12 @@ def embed(
     workers: int = 0,
     shard: Shard | None = None,
     most: int | None = None,
+    progress: bool = False,
 ) -> tuple[Vectors, Vectors, NDArray[np.bool_]]:
     """What a model makes of every training pair: the runtime's picture, and the first caption.
 
     Args:
-        workers, shard: as `divide` takes them.
+        workers, shard, progress: as `divide` takes them.
         most: only the first so many of the training pairs.
     Returns:
         (N, D) image and text embeddings of unit length, in the order of `pairs.shuffled.train`, and (N,) whether the pair could be read;
@@ -124,24 +133,26 @@ def embed(
     parts = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
     read = np.zeros(rows.shape[1], np.bool_)
     made = prefetch(lambda i: pairs.plain([int(n) for n in train[parts[i]]]), 0, len(parts), workers)
-    for number, (kept, batch) in enumerate(made):
-        if batch is None:
-            continue
-        batch = to_device(batch, device)
-        start = number * AT_ONCE
-        own = start + np.flatnonzero(np.isin(train[parts[number]], kept))
-        for tower, features in enumerate(
-            (model.encode_image(batch.pixels), model.encode_text(batch.input_ids))
-        ):
-            found = F.normalize(features.float(), dim=-1).cpu().numpy()
-            if not np.isfinite(found).all():
-                bad = kept[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
-                raise TrainingError(
-                    f"{pairs.keys[bad]}: {source.spec} makes an embedding of it that is not finite. "
-                    "Start from another model, or from an earlier checkpoint of the stage."
-                )
-            rows[tower, own] = found
-        read[own] = True
+    with counting("embed", len(train), progress and shard.rank == 0) as tell:
+        for number, (kept, batch) in enumerate(made):
+            tell(min(len(train), (number + 1) * AT_ONCE * shard.world))
+            if batch is None:
+                continue
+            batch = to_device(batch, device)
+            start = number * AT_ONCE
+            own = start + np.flatnonzero(np.isin(train[parts[number]], kept))
+            for tower, features in enumerate(
+                (model.encode_image(batch.pixels), model.encode_text(batch.input_ids))
+            ):
+                found = F.normalize(features.float(), dim=-1).cpu().numpy()
+                if not np.isfinite(found).all():
+                    bad = kept[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
+                    raise TrainingError(
+                        f"{pairs.keys[bad]}: {source.spec} makes an embedding of it that is not finite. "
+                        "Start from another model, or from an earlier checkpoint of the stage."
+                    )
+                rows[tower, own] = found
+            read[own] = True
     image, text, seen = (_of_all(x, device, shard)[: len(train)] for x in (*rows, read.astype(np.uint8)))
     return image, text, seen.astype(np.bool_)
 

@@ -203,6 +203,7 @@ class _Stages:
             device=distributed.pick_device(recipe.device),
             workers=recipe.workers,
             shard=self.shard,
+            progress=self.show,
         )
         if self.shard.rank == 0:
             save_clusters(self.clusters(j), found)

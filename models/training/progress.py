@@ -47,3 +47,20 @@ def progress_bar(steps: int, start: int, show: bool) -> Iterator[Tell]:
             bar.update(task, completed=done, figures="  ".join(part for part in parts if part))
 
         yield tell
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes how many of `total` are done. Shows nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    if not (show and console.is_terminal):
+        yield lambda done: None
+        return
+    with Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -9,7 +9,7 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -133,7 +133,10 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     assert len(curve(tmp_path)) == 12
 
 
-def test_best_checkpoint_is_kept_and_shipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ship", ["best", "last"])
+def test_best_checkpoint_is_kept_and_shipped_unless_the_last_is_asked_for(
+    tmp_path: Path, ship: Literal["best", "last"]
+) -> None:
     class Scored(Watched):
         scores = iter([0.0, 0.5, 0.9, 0.7, 0.9, 0.1])  # at step 0, then every 2 steps
 
@@ -145,14 +148,15 @@ def test_best_checkpoint_is_kept_and_shipped(tmp_path: Path) -> None:
         steps=10,
         checkpoint_every=2,
         keep_checkpoints=1,
+        ship=ship,
     )
     result = train(recipe, tmp_path, progress=False)
     assert (result.best_step, result.best_score, result.steps) == (4, 0.9, 10)
     folders = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert folders == ["step-00000004", "step-00000010"]
     best, last = (load_file(tmp_path / "checkpoints" / name / "model/model.safetensors") for name in folders)
-    assert same(weights(tmp_path), best)
-    assert not same(weights(tmp_path), last)
+    assert same(weights(tmp_path), best) == (ship == "best")
+    assert same(weights(tmp_path), last) == (ship == "last")
 
 
 def test_the_result_is_a_source(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ import torch
 from edgeclip.models.training import run_stages
 from tests.training.test_multistage import quick
 torch.set_num_threads(1)
-run_stages(quick(Path(sys.argv[1]), "stage.steps=300"), Path(sys.argv[2]), progress=False)
+run_stages(quick(Path(sys.argv[1]), "stage.steps=60"), Path(sys.argv[2]), progress=False)
 """
 
 
@@ -164,7 +164,7 @@ def test_killed_inside_a_stage_the_end_is_the_same(dense: Path, tmp_path: Path) 
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed/stage-2/model").exists()
-    plan = quick(dense, "stage.steps=300")
+    plan = quick(dense, "stage.steps=60")
     for name in ("killed", "whole"):
         run_stages(plan, tmp_path / name, progress=False)
     assert curve(tmp_path / "killed/stage-2") == curve(tmp_path / "whole/stage-2")
@@ -309,3 +309,18 @@ def test_the_command_runs_a_plan_and_says_which_part(
     assert json.loads(capsys.readouterr().out)["stages"] == 1
     with pytest.raises(TrainingError, match="is a run of stages; load_plan opens it"):
         load_recipe("clip_moe")
+
+
+def test_stopped_the_command_says_that_nothing_is_lost(
+    dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(plan: Upcycling, output: Path, **others: bool) -> None:
+        output.mkdir()
+        (output / "plan.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeclip.models.training.run_stages", stop)
+    assert run(["train", "clip_moe", "-o", str(tmp_path / "run"), f"--set=init_from={dense}"]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stopped with all finished parts in" in said
+    assert "the same command goes on from there" in said
