@@ -22,7 +22,8 @@ class Batches(Protocol):
     """
 
     def batch(self, step: int) -> Any:
-        """A dataclass of tensors; `unreadable: tuple[str, ...]`, where there, is counted and reported."""
+        """A dataclass of tensors; `unreadable: tuple[str, ...]`, where there, is counted and reported; `constants`,
+        a dict of tensors, are given to the objectives as they are."""
         ...
 
 

@@ -13,12 +13,14 @@ from edgeclip.errors import TrainingError
 from edgeclip.models.config import ClipConfig
 from edgeclip.models.training import settings
 
-# What a resumed run may change: none of it touches the numbers. (`data` and `clusters` may move; what they hold is compared.)
+# What a resumed run may change: none of it touches the numbers. (Data, clusters, what a teacher said may move; what they hold is compared.)
 FREE = {
     "name",
     "data",
     "images",
     "clusters",
+    "teacher_data",
+    "text_bank",
     "device",
     "workers",
     "log_every",
@@ -104,6 +106,10 @@ class Recipe:
     # The batches: an entry of data.BATCHES, or a callable (recipe, source, shard) -> object with .batch(step)
     batches: str | Callable[..., Any] = "pairs"
     clusters: str = ""  # batches=clustered: file of the pairs' cluster labels
+    teacher_data: str = ""  # batches=reinforced, unlabelled: folder of what teachers said of the data
+    text_bank: str = (
+        ""  # batches=unlabelled: file of texts, one a line; "" = those that the teachers' folder holds
+    )
     # The objective: what is encoded ("pairs", or a callable (model, batch) -> named tensors), and what is asked of it
     encode: str | Callable[..., Any] = "pairs"
     objectives: tuple[tuple[str | Callable[..., Any], float], ...] = (("info_nce", 1.0),)

@@ -23,6 +23,7 @@ from edgeclip.models.training import distributed, routing
 from edgeclip.models.training.batch import PairBatch, split
 from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.encode_regions import encode_mosaics, encode_regions
+from edgeclip.models.training.encode_reinforced import ReinforcedBatch, encode_reinforced
 from edgeclip.models.training.objectives import Objectives
 from edgeclip.models.training.settings import nearest
 
@@ -43,12 +44,27 @@ def encode_pairs(model: DualEncoder, batch: PairBatch) -> dict[str, Tensor]:
 
 def encode_routed_pairs(model: DualEncoder, batch: PairBatch) -> dict[str, Tensor]:
     """`encode_pairs`, and what the routers said meanwhile; see `routing.routing_features`."""
+    return _routed(encode_pairs, model, batch)
+
+
+def encode_routed_reinforced(model: DualEncoder, batch: ReinforcedBatch) -> dict[str, Tensor]:
+    """`encode_reinforced`, and what the routers of the student said meanwhile."""
+    return _routed(encode_reinforced, model, batch)
+
+
+def _routed(encode: Encode, model: DualEncoder, batch: Any) -> dict[str, Tensor]:
     with recorded(model) as recorder:
-        features = encode_pairs(model, batch)
+        features = encode(model, batch)
     return {**features, **routing.routing_features(model, recorder, batch.input_ids)}
 
 
-ENCODERS: dict[str, Encode] = {"pairs": encode_pairs, "mosaics": encode_mosaics, "regions": encode_regions}
+ENCODERS: dict[str, Encode] = {
+    "pairs": encode_pairs,
+    "mosaics": encode_mosaics,
+    "regions": encode_regions,
+    "reinforced": encode_reinforced,
+}
+ROUTED: dict[str, Encode] = {"pairs": encode_routed_pairs, "reinforced": encode_routed_reinforced}
 
 
 def encoder(entry: str | Encode, wanted: Set[str] = frozenset()) -> Encode:
@@ -65,7 +81,7 @@ def encoder(entry: str | Encode, wanted: Set[str] = frozenset()) -> Encode:
         raise TrainingError(
             f"encode: no {entry!r}{nearest(entry, ENCODERS)} There are {', '.join(ENCODERS)}, or pass a callable."
         )
-    return encode_routed_pairs if entry == "pairs" and wanted & routing.FEATURES else ENCODERS[entry]
+    return {**ENCODERS, **ROUTED}[entry] if wanted & routing.FEATURES else ENCODERS[entry]
 
 
 def check_splittable(model: nn.Module, accumulate: int, shard: Shard) -> None:
@@ -96,7 +112,8 @@ def backward(
     """Fill `.grad` of every parameter with the gradient of the loss over the whole batch.
 
     Args:
-        batch: this process's share; one that `encode` takes.
+        batch: this process's share; one that `encode` takes. Its `constants`, where it has them, are features too: tensors that are
+            the same for every part and process.
         context: makes the context under which the towers run; objectives always see float32.
         seed: of dropout; a part's second encoding repeats its first one's.
     Returns:
@@ -107,7 +124,13 @@ def backward(
     watched = bool(objectives.wanted & routing.FEATURES)
 
     def judged(features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        features = {**features, **scalars(model), **(routing.expert_counts(model) if watched else {})}
+        given: dict[str, Tensor] = getattr(batch, "constants", {})
+        features = {
+            **features,
+            **scalars(model),
+            **given,
+            **(routing.expert_counts(model) if watched else {}),
+        }
         loss, terms = objectives(features)
         loss.backward()  # type: ignore[no-untyped-call]
         use = routing.expert_use(features) if "image_routed" in features else {}

@@ -5,7 +5,9 @@ parameters. Those that every run offers: `scale` () and `bias` () of the model, 
 Those of the encoder "pairs": `image` (B, D), `text` (B, D), `groups` (B,), and `image_b` (B, D), a second view. "mosaics" offers
 the first three: there a pair's `image` may be its tile of a mosaic, so that CLIM's loss is `info_nce` itself. "regions" adds
 `regions` (B, M, D), `region_texts` (B, M, D), `named` (B, M), `boxes` (B, M, 4) and, of a model that grounds texts, `grounded`.
-Of mixtures of experts "pairs" offers what models/training/routing.py lists, where an objective asks for it.
+"reinforced" offers `image`, `text`, `groups` (not of unlabelled pictures) and, in the student's width, `teacher_image`, `teacher_text`
+(B, D); its batches add `teacher_scale` ().
+Of mixtures of experts "pairs" and "reinforced" offer what models/training/routing.py lists, where an objective asks for it.
 A parameter with a default may be missing, and `label_smoothing` is the recipe's.
 """
 
@@ -45,11 +47,17 @@ OBJECTIVES = {
     "router_z": "edgeclip.models.training.objectives.routing",
 }
 SETTINGS = ("label_smoothing",)  # of the recipe
+_TAUGHT = (
+    " Set teacher_data to what `reinforce` wrote, batches=reinforced (or unlabelled) and encode=reinforced."
+)
 # A missing feature -> what to do.
 HINTS = {
+    "teacher_image": _TAUGHT,
+    "teacher_scale": _TAUGHT,
+    "groups": " Pictures without texts have none: only what compares with the teacher can be asked of them.",
     "bias": " The model has no logit_bias: set clip.logit_bias=true.",
-    "image_routed": " Only encode=pairs tells what routers say.",
-    "image_router_z": " Only encode=pairs tells what routers say.",
+    "image_routed": " Only encode=pairs tells what routers say, and encode=reinforced of a student's.",
+    "image_router_z": " Only encode=pairs tells what routers say, and encode=reinforced of a student's.",
 }
 
 
