@@ -37,7 +37,7 @@ def write(data: Path, output: Path) -> None:
         for row, item in enumerate(items):
             style, name = item["style"], item["name"]
             list_name = "training" if style in LEARNED else style
-            if list_name in rows and name in learned and item["split"] != "untrained":
+            if list_name in rows and name in learned:
                 path = Path(style, f"{item['key']}.png")
                 (output / style).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(stored[source][row]).save(output / path)
