@@ -25,10 +25,10 @@ def moe_source(
     """A tiny CLIP with experts.
 
     Args:
-        image, text: experts of each of the two blocks; (): the tower is dense.
+        image, text: experts of each of the two blocks, or of the one; (): the tower is dense.
         spread: size of the noise by which an expert differs from the block's base.
     """
-    config = clip_source(shape).model.config  # type: ignore[attr-defined]
+    config = clip_source(shape, len(image or text)).model.config  # type: ignore[attr-defined]
 
     def with_experts(tower: object, counts: tuple[int, ...]) -> object:
         blocks = replace(tower.blocks, moe=MoeConfig(counts, top_k) if counts else None)  # type: ignore[attr-defined]

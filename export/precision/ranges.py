@@ -6,7 +6,7 @@ bounded whatever the model and the number of pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,7 @@ def see(
             kept = array[np.sort(draw.permutation(len(array))[:share])]
             low, high = array.min(axis=0, initial=np.inf), array.max(axis=0, initial=-np.inf)
             part = Seen(low, high, kept, len(array))
-            found[name] = _joined(found[name], part) if name in found else part
+            found[name] = joined([found[name], part]) if name in found else part
     return found
 
 
@@ -169,11 +169,13 @@ def _by_channel(array: Array, axis: int) -> Array:
     return array.reshape(-1, array.shape[-1])
 
 
-def _joined(a: Seen, b: Seen) -> Seen:
-    return replace(
-        a,
-        low=np.minimum(a.low, b.low),
-        high=np.maximum(a.high, b.high),
-        rows=np.concatenate([a.rows, b.rows]),
-        count=a.count + b.count,
+def joined(parts: Sequence[Seen]) -> Seen:
+    """What was seen of several values with the same channels, or of one in several runs, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Seen(
+        low=np.min([part.low for part in parts], axis=0),
+        high=np.max([part.high for part in parts], axis=0),
+        rows=np.concatenate([part.rows for part in parts]),
+        count=sum(part.count for part in parts),
     )

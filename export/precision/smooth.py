@@ -3,7 +3,8 @@
 A few channels of a LayerNorm's output are many times larger than the rest, and one scale for the whole tensor leaves the rest
 nothing. Dividing channel j by s_j and multiplying row j of the next weight by it is exact: the division goes into the norm's own
 scale and bias, or, where attention mixes the tokens in between, into the columns that make the values: what comes out of attention
-is linear in them. Every s is a power of two, so that the float function stays what it was, bit by bit.
+is linear in them. So is what brings a norm's tokens to the experts that take them. Every s is a power of two, so that the float function
+stays what it was, bit by bit.
 
 Source: Xiao et al. 2023, arXiv:2211.10438: s_j = max|x_j|^a / max|w_j|^(1 - a).
 """
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgeclip.export.linears import Linear, array_of, linears, replace_constant
 from edgeclip.export.passes import PassReport
-from edgeclip.export.precision.ranges import Seen, byte_range
+from edgeclip.export.precision.ranges import Seen, byte_range, joined
 from edgeclip.export.precision.weights8 import encode
 
 Array = NDArray[Any]
@@ -33,8 +34,10 @@ _HEADS = (0, 2, 1, 3)  # the permutation that brings heads before tokens, and ba
 class _Site:
     """A value whose channels can be scaled where it is made."""
 
-    x: ir.Value
-    readers: tuple[ir.Node, ...]  # all of its readers: linear layers
+    values: tuple[
+        ir.Value, ...
+    ]  # itself, or what tokens are taken from it for experts: what the readers read
+    readers: tuple[ir.Node, ...]  # all of their readers: linear layers
     maker: ir.Node  # a LayerNormalization, or the MatMul or Gemm whose columns become the value
     first: int = 0  # of those columns
 
@@ -70,12 +73,16 @@ def smooth(
         if isinstance(site, str):
             missed.append(f"{node.name}: {site}")
             continue
-        done.add(site.x)
-        x, weight = seen[str(site.x.name)], np.concatenate([weights[reader] for reader in site.readers], 1)
+        done.update(site.values)
+        names = [str(value.name) for value in site.values if str(value.name) in seen]
+        x, weight = (
+            joined([seen[name] for name in names]),
+            np.concatenate([weights[r] for r in site.readers], 1),
+        )
         by = _factors(x, weight, alpha) if alpha is not None else _search(x, weight, how, kind, saturating)
         if (by == 1).all():
             continue
-        seen[str(site.x.name)] = x.divided(by)
+        seen.update({name: seen[name].divided(by) for name in names})
         for reader in site.readers:
             weights[reader] = weights[reader] * by[:, None]
         if site.maker in layers:
@@ -125,15 +132,66 @@ def _search(x: Seen, weight: Array, how: str, kind: str, saturating: bool) -> Ar
 def _site(layer: Linear, layers: Mapping[ir.Node, Linear]) -> _Site | str:
     """Where a layer's input is made, or why it cannot be scaled there."""
     x = layer.x
-    readers = x.consumers()
-    if x.is_graph_output() or any(reader not in layers or reader.inputs[0] is not x for reader in readers):
-        return "its input is read by something else, too"
     maker = x.producer()
+    while maker is not None and (taken := _taken(maker)) is not None:
+        x, maker = taken, taken.producer()
+    found = _read(x, layers)
+    if found is None:
+        return "its input is read by something else, too"
+    values, readers = found
     if maker is not None and maker.op_type == "LayerNormalization":
         if any(array_of(value) is None for value in maker.inputs[1:]):
             return "the norm before it has computed parameters"
-        return _Site(x, tuple(readers), maker)
-    return _values(x, tuple(readers), layers)
+        return _Site(values, readers, maker)
+    return _values(x, readers, layers) if values == (x,) else "its tokens are taken from no norm"
+
+
+def _taken(node: ir.Node) -> ir.Value | None:
+    """(N, T, W) or rows of W that a node takes whole tokens from, or flattens; None: it does anything else."""
+    data = node.inputs[0]
+    if node.op_type == "Reshape":
+        whole = data is not None and _wide(data) is not None and _wide(data) == _wide(node.outputs[0])
+        return data if whole else None
+    if node.op_type == "Gather" and data is not None and array_of(data) is None:
+        rows = data.shape is not None and len(data.shape) == 2
+        return data if rows and node.attributes.get_int("axis", 0) == 0 else None
+    if node.op_type == "MatMul":  # by a table of 0 and 1 in front
+        made_by = data.producer() if data is not None else None
+        tables = made_by is not None and made_by.op_type == "Cast" and data is not None
+        return (
+            node.inputs[1]
+            if tables and node.inputs[1] is not None and array_of(node.inputs[1]) is None
+            else None
+        )
+    return None
+
+
+def _read(
+    x: ir.Value, layers: Mapping[ir.Node, Linear]
+) -> tuple[tuple[ir.Value, ...], tuple[ir.Node, ...]] | None:
+    """A value and those that tokens are taken from it to, as far as layers read them, with these; None: something else reads one."""
+    values, readers, ahead = list[ir.Value](), list[ir.Node](), [x]
+    while ahead:
+        value = ahead.pop(0)
+        if value.is_graph_output():
+            return None
+        own = [reader for reader in value.consumers() if reader in layers]
+        if any(reader.inputs[0] is not value for reader in own):
+            return None
+        others = [reader for reader in value.consumers() if reader not in layers]
+        if any(_taken(reader) is not value for reader in others):
+            return None
+        if own:
+            values.append(value)
+        readers += own
+        ahead += [reader.outputs[0] for reader in others]
+    return tuple(values), tuple(readers)
+
+
+def _wide(value: ir.Value) -> int | None:
+    """The width W of (..., W) tokens."""
+    size = None if value.shape is None or len(value.shape) < 2 else value.shape[-1]
+    return size if isinstance(size, int) else None
 
 
 def _values(x: ir.Value, readers: tuple[ir.Node, ...], layers: Mapping[ir.Node, Linear]) -> _Site | str:
@@ -158,7 +216,7 @@ def _values(x: ir.Value, readers: tuple[ir.Node, ...], layers: Mapping[ir.Node, 
         part, first = _input(split), sum(sizes)
     for node, layer in layers.items():
         if layer.output is part and len(part.consumers()) == 1:
-            return _Site(x, readers, node, first)
+            return _Site((x,), readers, node, first)
     return other
 
 
