@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from edgeclip.errors import SourceError
 from edgeclip.models.config import MoeConfig
 from edgeclip.models.loaders import clip_moe
 from edgeclip.models.sources import load_source
-from tests.checkpoints import openclip_config, write_hf, write_openclip
+from tests.checkpoints import fixed_pixels, openclip_config, write_hf, write_openclip
 from tests.families import Written
 from tests.families.clip_moe import Reference, write_clip_moe
-from tests.models.agreement import assert_saves_and_loads
+from tests.models.agreement import TOLERANCE, assert_saves_and_loads, our_outputs, worst
 from tests.models.test_families import check_towers, encoded
 from tests.models.test_sources import hub, lay_out  # noqa: F401  (hub is a fixture)
 
@@ -50,6 +52,25 @@ def test_embeddings_are_those_of_the_layout(
     config = load_source(str(path)).model.config
     for tower, counts in zip((config.image, config.text), experts, strict=True):
         assert tower.blocks.moe == (MoeConfig(counts, top_k) if any(counts) else None)
+
+
+@pytest.mark.parity
+def test_the_published_shape_agrees(tmp_path: Path) -> None:
+    """L/14 whole, 4 experts in each of its 36 blocks, 1.2 billion parameters: 10 GB at most, the reference is gone before ours comes."""
+    path = tmp_path / "clip-moe-4-2.safetensors"
+    model = write_clip_moe(path, "L/14", ((4,) * 24, (4,) * 12), vocab=49408)
+    pixels, ids = fixed_pixels(1, 224, 224), torch.randint(1, 49000, (2, 248))
+    ids[0, 30:], ids[0, 30], ids[1, 247] = 0, 49407, 49407
+    with torch.no_grad():
+        want = normalize(model.encode_image(pixels), dim=-1), normalize(model.encode_text(ids), dim=-1)
+    del model
+    gc.collect()
+    ours = load_source(str(path)).model
+    assert round(path.stat().st_size / 1e9, 2) == 4.81  # what the Hub says of both published files
+    got = our_outputs(ours, pixels, ids)
+    path.unlink()
+    assert torch.linalg.vector_norm(want[1][0] - want[1][1]) > 0.1
+    assert max(worst(got, want)) < TOLERANCE
 
 
 def test_what_else_a_bundle_must_know(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
