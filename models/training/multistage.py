@@ -107,6 +107,7 @@ class _Stages:
                     f"{output}: holds a run of stages. Resume it, or name another output folder."
                 )
             plan.check_same_run(_read_record(self.record), str(output))
+            self._check_router()
         self._router: TrainResult | None = None
 
     def parts(self) -> Iterator[str]:
@@ -120,6 +121,8 @@ class _Stages:
         todo.append(("model", self.output / "model", self._ship))
         if self.shard.rank == 0:
             _sweep(self.output)
+            if self.record.is_file():  # what may change, may have
+                self._write_record()
         for number, (name, made, make) in enumerate(todo, 1):
             there = made.exists()
             distributed.wait(self.shard)  # all have looked before one writes
@@ -183,8 +186,11 @@ class _Stages:
             source = _first(self.plan)
             feed_forwards(source.model, self.plan.expert_layers, self.plan.expert_towers)
         if self.shard.rank == 0:
-            write_file(self.record, json.dumps(self.plan.to_json(), indent=1) + "\n")
+            self._write_record()
             checkpoint.write_source(self.base, source)
+
+    def _write_record(self) -> None:
+        write_file(self.record, json.dumps(self.plan.to_json(), indent=1) + "\n")
 
     def _before(self, j: int) -> Path:
         """The source that divides the pairs for stage j."""
@@ -234,11 +240,19 @@ class _Stages:
             source = assembled(load_source(str(self.base)), stages, **_experts(plan))
             checkpoint.write_source(self.output / "assembled", source)
 
+    def _router_recipe(self) -> Recipe:
+        recipe = _starting(self.plan.router, self.output / "assembled")
+        return replace(recipe, name=f"{self.plan.name}-router")
+
+    def _check_router(self) -> None:
+        """Its settings may change until it has begun."""
+        latest = checkpoint.Checkpoints(self.output / "router" / "checkpoints", 1).pointed("latest")
+        if latest is not None:
+            saved = checkpoint.read_recipe(latest)
+            self._router_recipe().check_same_run(saved, f"{self.output}, its router")
+
     def _train_router(self) -> None:
-        recipe = replace(
-            _starting(self.plan.router, self.output / "assembled"), name=f"{self.plan.name}-router"
-        )
-        self._router = train(recipe, self.output / "router", progress=self.show)
+        self._router = train(self._router_recipe(), self.output / "router", progress=self.show)
 
     def _ship(self) -> None:
         if self.shard.rank == 0:

@@ -90,18 +90,20 @@ class Upcycling:
         return {**own, "stage": self.stage.to_json(), "router": self.router.to_json()}
 
     def check_same_run(self, saved: dict[str, Any], where: str) -> None:
-        """Refuse to go on with other settings than the stages were started with. The router's run looks at its own.
+        """Refuse to go on with other settings than the stages were started with; the router's may change until it begins.
 
         Raises:
             TrainingError: names the first setting that differs, both values, and what to do.
         """
-        for name, value in json.loads(json.dumps(self.to_json())).items():
-            if name not in FREE | {"stage", "router"} and saved.get(name) != value:
+        wanted = json.loads(json.dumps(self.to_json()))
+        saved = {**json.loads(json.dumps(Upcycling().to_json())), **saved}
+        for name in {**wanted, **saved}:
+            if name not in FREE | {"stage", "router"} and saved.get(name) != wanted.get(name):
                 raise TrainingError(
-                    f"{where}: started with {name} = {saved.get(name)!r}, now it is {value!r}. "
+                    f"{where}: started with {name} = {saved.get(name)!r}, now it is {wanted.get(name)!r}. "
                     "Set it back, or name another output folder."
                 )
-        self.stage.check_same_run(saved.get("stage", {}), f"{where}, its stages")
+        self.stage.check_same_run(saved["stage"], f"{where}, its stages")
 
 
 def with_plan_settings(plan: Upcycling, assignments: tuple[str, ...]) -> Upcycling:

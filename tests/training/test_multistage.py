@@ -211,6 +211,7 @@ def test_a_changed_plan_is_refused(whole: Path, dense: Path) -> None:
         ("experts=4", "started with experts = 3, now it is 4. Set it back, or name another output folder"),
         ("chain=true", "started with chain = False, now it is True"),
         ("stage.steps=4", r"its stages: started with steps = 3, now it is 4"),
+        ("router.steps=4", r"its router: started with steps = 3, now it is 4"),
     ]:
         with pytest.raises(TrainingError, match=message):
             run_stages(quick(dense, change), whole, progress=False)
@@ -233,6 +234,11 @@ def test_labels_of_another_model_are_refused(whole: Path, dense: Path, tmp_path:
     ):
         run_stages(quick(dense), tmp_path / "run", progress=False)
     path.unlink()
+    later = _Stages(
+        quick(dense, "router.steps=4"), tmp_path / "run", Shard(), True, False
+    )  # it has not begun
+    assert next(later.parts()) == "base"
+    assert json.loads((tmp_path / "run/plan.json").read_text())["router"]["steps"] == 4
     (tmp_path / "run/plan.json").write_text("{")
     with pytest.raises(TrainingError, match=r"plan\.json: cannot be read"):
         run_stages(quick(dense), tmp_path / "run", progress=False)
