@@ -23,7 +23,9 @@ from edgeclip.export.experts import TracedExperts
 from edgeclip.export.routing import NEAR, Routing, margin
 
 Array = NDArray[Any]
-DROP = 0.005  # share of choices that may find no place
+# Share of choices that may find no place. On 32 photographs, six blocks of four experts perturbed from one, top 2: 0.5 % dropped moves
+# embeddings by a relative distance of 0.002 and takes 1.57 times the average; none 0 and 1.67, 2 % 0.019 and 1.42, 5 % 0.050 and 1.26.
+DROP = 0.005
 # Relative distance to the source above which the form is not written: twice what merging tokens may cost at the golden inputs.
 MOST_LOST = 0.10
 
