@@ -299,6 +299,8 @@ def test_golden_rows_that_rounding_may_change_are_not_replayed() -> None:
     np.testing.assert_array_equal(want, rows[[0, 2]])  # type: ignore[arg-type]
     inputs, want = inputs_of(None, variant(), held)  # type: ignore[arg-type]
     assert want is rows
+    rows[0] = np.nan
+    assert np.isnan(inputs_of(None, variant(), held)[1]).any(), "of exact forms it is damage, and found"  # type: ignore[arg-type]
     held["image_embeddings/capacity"][:] = np.nan
     assert inputs_of(None, capacity, held)[1] is None  # type: ignore[arg-type]
 
