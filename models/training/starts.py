@@ -203,30 +203,35 @@ def _captions(recipe: Recipe) -> Iterator[str]:
             continue
 
 
-@torch.no_grad()
 def initialise(model: Clip) -> None:
+    """`initialise_tower` for both towers."""
+    for tower in (model.image, model.text):
+        assert isinstance(tower, (ImageTower, TextTower))
+        initialise_tower(tower)
+
+
+@torch.no_grad()
+def initialise_tower(tower: ImageTower | TextTower) -> None:
     """CLIP's own initialisation: deeper stacks get smaller residual branches.
 
     Source: Radford et al. 2021, arXiv:2103.00020, as openai/CLIP's `initialize_parameters` has it.
     """
-    for tower in (model.image, model.text):
-        assert isinstance(tower, (ImageTower, TextTower))
-        blocks = tower.config.blocks
-        spread = blocks.width**-0.5
-        residual = spread * (2 * blocks.layers) ** -0.5
-        for module in tower.modules():
-            if isinstance(module, Attention):
-                nn.init.normal_(module.qkv.weight, std=spread)
-                nn.init.normal_(module.out.weight, std=residual)
-                nn.init.zeros_(module.qkv.bias)
-                nn.init.zeros_(module.out.bias)
-            elif isinstance(module, Mlp):
-                nn.init.normal_(module.fc1.weight, std=(2 * blocks.width) ** -0.5)
-                nn.init.normal_(module.fc2.weight, std=residual)
-                nn.init.zeros_(module.fc1.bias)
-                nn.init.zeros_(module.fc2.bias)
-        if tower.projection is not None:
-            nn.init.normal_(tower.projection.weight, std=spread)
-        if isinstance(tower, TextTower):
-            nn.init.normal_(tower.embedding.weight, std=0.02)
-            nn.init.normal_(tower.position, std=0.01)
+    blocks = tower.config.blocks
+    spread = blocks.width**-0.5
+    residual = spread * (2 * blocks.layers) ** -0.5
+    for module in tower.modules():
+        if isinstance(module, Attention):
+            nn.init.normal_(module.qkv.weight, std=spread)
+            nn.init.normal_(module.out.weight, std=residual)
+            nn.init.zeros_(module.qkv.bias)
+            nn.init.zeros_(module.out.bias)
+        elif isinstance(module, Mlp):
+            nn.init.normal_(module.fc1.weight, std=(2 * blocks.width) ** -0.5)
+            nn.init.normal_(module.fc2.weight, std=residual)
+            nn.init.zeros_(module.fc1.bias)
+            nn.init.zeros_(module.fc2.bias)
+    if tower.projection is not None:
+        nn.init.normal_(tower.projection.weight, std=spread)
+    if isinstance(tower, TextTower):
+        nn.init.normal_(tower.embedding.weight, std=0.02)
+        nn.init.normal_(tower.position, std=0.01)
