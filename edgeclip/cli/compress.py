@@ -204,8 +204,11 @@ def print_report(report: CompressReport) -> None:
         kept = f", {left} layer{'s' * (left > 1)} left in float" if left else ""
         moved = point.batch_change or 0.0
         rows = f"; rows move by {moved:.4f} of a distance with their batch" if moved > STEADY else ""
+        experts = (
+            "" if point.routing is None else f"; {point.routing:.1%} of the choices of experts are fp32's"
+        )
         screen.print(
-            f"{tower}: {point.method}{kept}, {point.latency or 'speed not measured'}{rows}{_boxes(point)}"
+            f"{tower}: {point.method}{kept}, {point.latency or 'speed not measured'}{rows}{experts}{_boxes(point)}"
         )
     for point in report.points:
         if point.verdict == "unproven":

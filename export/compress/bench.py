@@ -18,6 +18,7 @@ from edgeclip.export.compress.data import Data, halves
 from edgeclip.export.compress.figures import Half, Judge
 from edgeclip.export.compress.latency import compare
 from edgeclip.export.compress.regions import RegionJudge, side_by_side, stand_ins
+from edgeclip.export.compress.routing import routing_agreement
 from edgeclip.export.compress.search import Group, Layers
 from edgeclip.export.compress.target import LENGTH, Target
 from edgeclip.export.derive import read_graph
@@ -34,6 +35,8 @@ BATCHES = (1, 3, 8)
 HOPELESS = 1e3  # relative distance; two unrelated samples have 1
 PROBES = 4  # calibration samples that a group's sensitivity is measured on
 TOWERS: tuple[Tower, ...] = ("image", "text", "detector")  # what is compressed
+# Of experts, as the plain variant is chosen: exact ones, the one that computes least first. What drops tokens is measured against them.
+FORMS = ("none", "gather", "dense", "capacity")
 
 
 @dataclass(frozen=True)
@@ -186,12 +189,15 @@ class Bench:
             0.0 if np.array_equal(alone, other) else self.judge.distance(alone, other) for other in others
         )
         figures = self.judge.figures(rows, "held_out")
-        point = replace(candidate.point, held_out=figures, batch_change=change)
+        point = replace(
+            candidate.point, held_out=figures, batch_change=change, routing=self._routing(candidate)
+        )
         return replace(candidate, point=point, rows=rows)
 
     def sensitivity(self, base: Variant, method: str, group: Group) -> Group:
         """The group with the distance that converting it alone makes."""
-        model, _ = self._converted(base, method, frozenset(group.layers), PROBES)
+        # so few samples show what a group costs, but not whether enough tokens take an expert: that was seen on all of them
+        model, _ = self._converted(base, method, frozenset(group.layers), PROBES, fewest=1)
         which = self._halves["calibration"][:PROBES]
         distance = self.judge.distance(self._float_rows(base)[which], self._open(model, base).rows(which))
         return replace(group, distance=distance if distance < HOPELESS else HOPELESS)  # not finite: the same
@@ -250,7 +256,7 @@ class Bench:
         return self._other_rows[base.id]
 
     def _converted(
-        self, base: Variant, method: str, layers: Layers | None, samples: int
+        self, base: Variant, method: str, layers: Layers | None, samples: int, fewest: int | None = None
     ) -> tuple[ir.Model, tuple[PassReport, ...]]:
         inputs = inputs_of(self.data, base)[self._halves["calibration"][:samples]]
         request = Request(
@@ -260,8 +266,21 @@ class Bench:
             activations="int8" if self._for_gpu else "uint8",
             threads=self.threads,
         )
+        request = request if fewest is None else replace(request, fewest=fewest)
         done = convert(read_graph(self.bundle, base), method, request)
         return done.model, done.reports
+
+    def _routing(self, candidate: Candidate) -> float | None:
+        base = candidate.variant
+        if base.axes.moe == "none":
+            return None
+        model, method = candidate.model, METHODS[candidate.point.method]
+        if method.precision in HALF:
+            from edgeclip.export.precision.typed import rounded
+
+            model = rounded(model)
+        inputs = inputs_of(self.data, base)[self._halves["held_out"]]
+        return routing_agreement(read_graph(self.bundle, base), model, inputs, threads=self.threads)
 
     def _open(self, model: ir.Model, base: Variant) -> Graph:
         return Graph(model, inputs_of(self.data, base), self.threads, byte_kernels=not self._for_gpu)
@@ -281,23 +300,24 @@ def layers_of(model: ir.Model) -> list[tuple[str, int]]:
 
 
 def float_variants(bundle: Bundle, tower: str) -> list[Variant]:
-    """What may be compressed: one float variant for each way to merge tokens and to take pictures, the plain one first.
+    """What may be compressed: one float variant for each way to merge tokens, to take pictures and to write experts, the plain one first.
 
-    Graphs that old engines read come before the others. Raises EdgeClipError for a tower without any.
+    Graphs that old engines read come before the others, and forms of experts in the order of FORMS. Raises EdgeClipError for a tower without any.
     """
     found = [v for v in bundle.manifest.variants_of(tower) if computes_in_fp32(v)]
     found.sort(
         key=lambda v: (
             v.axes.token_merging,
             v.axes.input == "uint8",
+            FORMS.index(v.axes.moe),
             v.axes.opset,
             v.axes.precision != "fp32",
         )
     )
-    kinds: dict[tuple[int, str], Variant] = {}
+    kinds: dict[tuple[int, str, str], Variant] = {}
     for variant in found:
-        kinds.setdefault((variant.axes.token_merging, variant.axes.input), variant)
-    if (0, "float32") not in kinds:
+        kinds.setdefault((variant.axes.token_merging, variant.axes.input, variant.axes.moe), variant)
+    if not any(kind[:2] == (0, "float32") for kind in kinds):
         raise EdgeClipError(f"{bundle.root}: no {tower} tower in fp32 to start from. Export the model again.")
     return list(kinds.values())
 

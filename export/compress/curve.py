@@ -28,6 +28,9 @@ class Point:
     held_out: Figures | None = None  # the last word
     # largest change of a row with the batch it is in (1, 3, 8), over the median distance between samples
     batch_change: float | None = None
+    routing: float | None = (
+        None  # of a tower with mixtures: share of the tokens' choices of experts that are fp32's
+    )
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgeclip.bundle import Port
+from edgeclip.export.compress.routing import routing_agreement
 from edgeclip.export.experts import ExpertForm, traced_feed_forward
 from edgeclip.export.form import unit
 from edgeclip.export.linears import array_of, linears, root
@@ -329,3 +330,15 @@ def test_tensorrt_reads_the_dense_and_the_capacity_form(method: str) -> None:
         model = converted(form, method, **({"activations": "int8"} if method == "int8" else {})).model
         plain = problems(graph(form), "10.3")
         assert [line for line in problems(model, "10.3") if line not in plain] == [], form
+
+
+def test_agreement_counts_the_choices_that_stay() -> None:
+    plain = graph("dense")
+    assert routing_agreement(plain, plain, INPUTS, threads=1) == 1
+    turned = plain.clone()
+    router = turned.graph.initializers["mlp.router.weight"]
+    assert router.const_value is not None
+    router.const_value = ir.tensor(router.const_value.numpy()[:, [1, 0, 2, 3]], name="mlp.router.weight")
+    before, after = choices(plain) > 0, choices(turned) > 0
+    found = routing_agreement(plain, turned, INPUTS, threads=1)
+    assert found == (before & after).sum() / before.sum() < 0.9
