@@ -42,14 +42,16 @@ class Progress:
     best_score: float | None = None
     unreadable: int = 0  # draws of pairs that could not be read
     fingerprint: str = ""  # of the data
+    waited: int = 0  # validations since the best one
 
     def scored(self, score: float | None) -> Progress:
         """With a new validation score; on a tie the earlier step stays the best."""
         if score is None:
             return self
         better = self.best_score is None or score > self.best_score
-        found = replace(self, score=score)
-        return replace(found, best_step=self.step, best_score=score) if better else found
+        if better:
+            return replace(self, score=score, best_step=self.step, best_score=score, waited=0)
+        return replace(self, score=score, waited=self.waited + 1)
 
 
 class Checkpoints:

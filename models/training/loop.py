@@ -81,7 +81,7 @@ def train(recipe: Recipe, output: Path, *, resume: bool = True, progress: bool =
         told_once(),
     ):
         run = _Run(recipe, Path(output), device, shard, resume)
-        if run.progress.step < recipe.steps:
+        if run.progress.step < recipe.steps and not run.enough:
             run.go(stop, progress)
         done = run.finish()
     return replace(done, seconds=time.monotonic() - began)
@@ -143,6 +143,7 @@ class _Run:
         check_splittable(self.model, recipe.accumulate, shard)
         self.log_every, self.checkpoint_every = recipe.log_every, recipe.checkpoint_every
         self.workers, self.share, self.ships = recipe.workers, recipe.ensemble, recipe.ship
+        self.patience = recipe.patience
         self.metrics: Metrics | None = None
         objectives = Objectives.of(recipe)
         self.step = partial(
@@ -159,6 +160,11 @@ class _Run:
     def model(self) -> DualEncoder:
         """The model whose weights the optimizer moves."""
         return self.source.model
+
+    @property
+    def enough(self) -> bool:
+        """Whether the held-out score has not risen for as many checkpoints as the recipe waits."""
+        return 0 < self.patience <= self.progress.waited
 
     def _open(self, latest: Path | None) -> tuple[Source, dict[str, torch.Tensor], Progress]:
         if latest is None:
@@ -205,6 +211,10 @@ class _Run:
                 if last or (number + 1) % self.checkpoint_every == 0:
                     self.progress = self.progress.scored(self._validate())
                     self._save()
+                    # the lead alone has scores, and all must end at the same step
+                    if not last and distributed.any_of(self.enough, self.shard, self.device):
+                        log.info("step %d: no better for %d checkpoints", number + 1, self.patience)
+                        return
                 elif asked:
                     self._save()
                 if asked and not last:
@@ -258,6 +268,11 @@ class _Run:
             self.model.train()
             if scores:
                 self.metrics.write({"step": self.progress.step, **scores})
+        if self.patience and self.metrics is not None and "score" not in scores:
+            raise TrainingError(
+                f"patience: {self.patience} checkpoints without a better score end the run, and nothing is held out to score. "
+                "Set validation_share above 0, or patience=0."
+            )
         distributed.wait(self.shard)
         return scores.get("score")
 

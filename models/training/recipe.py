@@ -26,6 +26,7 @@ FREE = {
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "patience",
 }
 
 
@@ -137,6 +138,7 @@ class Recipe:
     log_every: int = 10
     checkpoint_every: int = 500  # also how often the held-out pairs are scored
     keep_checkpoints: int = 2  # the best one is kept besides
+    patience: int = 0  # end after so many checkpoints in a row that are no better than the best; 0 = never
 
     def __post_init__(self) -> None:
         settings.check_types(self)
@@ -259,6 +261,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "log_every": (recipe.log_every >= 1, "1 or more"),
         "checkpoint_every": (recipe.checkpoint_every >= 1, "1 or more"),
         "keep_checkpoints": (recipe.keep_checkpoints >= 1, "1 or more"),
+        "patience": (recipe.patience >= 0, "0 or more"),
     }
     for name, (holds, wanted) in limits.items():
         if not holds:

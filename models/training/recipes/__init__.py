@@ -17,6 +17,7 @@ RECIPES = {
     "clip_vit_tiny": "edgeclip.models.training.recipes.clip_vit_tiny",
     "siglip_vit_tiny": "edgeclip.models.training.recipes.siglip_vit_tiny",
     "finetune": "edgeclip.models.training.recipes.finetune",
+    "distill": "edgeclip.models.training.recipes.distill",
     "sparse_upcycling": "edgeclip.models.training.recipes.sparse_upcycling",
     "clim_finetune": "edgeclip.models.training.recipes.clim_finetune",
     "clip_moe": "edgeclip.models.training.recipes.clip_moe",
