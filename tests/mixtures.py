@@ -31,7 +31,9 @@ def moe_source(
     config = clip_source(shape, len(image or text)).model.config  # type: ignore[attr-defined]
 
     def with_experts(tower: object, counts: tuple[int, ...]) -> object:
-        blocks = replace(tower.blocks, moe=MoeConfig(counts, top_k) if counts else None)  # type: ignore[attr-defined]
+        if not counts:
+            return tower
+        blocks = replace(tower.blocks, moe=MoeConfig(counts, top_k))  # type: ignore[attr-defined]
         return replace(tower, blocks=blocks)  # type: ignore[type-var]
 
     config = replace(config, image=with_experts(config.image, image), text=with_experts(config.text, text))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgeclip.bundle import Port
 from edgeclip.errors import CheckFailed
-from edgeclip.export.clip_towers import expected
+from edgeclip.export.clip_towers import ClassText, expected
 from edgeclip.export.experts import (
     CapacityExperts,
     DenseExperts,
@@ -363,14 +363,40 @@ def test_towers_agree_at_every_batch(kind: Any, form: Any) -> None:
         assert {"blocks.1.mlp.experts.1.fc1.weight", "blocks.0.mlp.router.weight"} <= names
 
 
-@pytest.mark.parity
+def masked_text(shape: str, form: Any) -> tuple[Any, TracedTower, Array]:
+    """A source with a tower of texts, the tower in a form in which nothing overflows, and ids."""
+    source = moe_source((), (3, 2), shape=shape)
+    experts = ExpertForm(form, {0: (LONGEST + 1,) * 3, 1: (1, 1)})
+    ids = make_ids(8)
+    if shape != "coca-avg":  # there a text of nothing but padding has no vector in PyTorch either
+        ids[7, :] = ids[7, -1]
+    return source, tower_of(source, "text", ("decomposed",), experts=experts), ids
+
+
 @pytest.mark.parametrize("shape", ["resnet", "coca-avg", "coca"])
 @pytest.mark.parametrize("form", ["gather", "capacity"])
 def test_texts_of_every_mask_leave_out_nothing_that_is_read(shape: str, form: Any) -> None:
     """A class token that is last, padding that is masked, and neither."""
-    source = moe_source((), (3, 2), shape=shape)
-    tower = tower_of(source, "text", ("decomposed",), experts=ExpertForm(form, {0: (21, 21, 21), 1: (1, 1)}))
+    source, tower, ids = masked_text(shape, form)
+    with torch.no_grad():
+        for length in (LONGEST, 5):
+            cut = ids[:, :length]
+            got = tower.module(torch.from_numpy(cut))
+            agree(got, torch.from_numpy(wanted(source, "text", cut)), f"length {length}")
+
+
+def test_a_class_token_that_counts_as_unread_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClassText, "live", broken(ClassText.live, "* 0 + 1", "* 0"))
+    source, tower, ids = masked_text("resnet", "gather")
+    with torch.no_grad():
+        got = tower.module(torch.from_numpy(ids))
+    assert np.abs(got.numpy() - wanted(source, "text", ids)).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parity
+def test_a_text_with_a_class_token_is_traced_too() -> None:
+    source, tower, ids = masked_text("resnet", "gather")
     session = opened(ir.to_proto(write(capture(tower), tower, tower.flavours[0])[0]))
-    ids = make_ids(8)
-    ids[7, :] = ids[7, -1]  # nothing but padding, or what stands for it
-    assert_rows(session, ids, wanted(source, "text", ids))
+    for length in (LONGEST, 5, 1):
+        cut = np.ascontiguousarray(ids[:, :length])
+        assert_rows(session, cut, wanted(source, "text", cut), f"length {length}")
