@@ -38,6 +38,8 @@ BATCHES = {
     "clustered": ("edgeclip.models.training.data.clustered", "ClusteredPairs"),
     "mosaics": ("edgeclip.models.training.data.mosaics", "Mosaics"),
     "regions": ("edgeclip.models.training.data.region_batches", "RegionPairs"),
+    "reinforced": ("edgeclip.models.training.data.reinforced", "ReinforcedPairs"),
+    "unlabelled": ("edgeclip.models.training.data.unlabelled", "UnlabelledPictures"),
 }
 
 

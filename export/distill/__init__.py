@@ -1,0 +1,1 @@
+"""Distillation: from the teacher at hand to the student that a device holds."""
