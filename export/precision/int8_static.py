@@ -10,8 +10,10 @@ is the one to quantise.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
+from edgeclip.export.linears import constant
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import Request
 from edgeclip.export.precision.experts import counting
@@ -35,11 +37,30 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
         known = seen[str(layer.x.name)]
         if layer.x not in inputs:
             found = byte_range(known, request.ranges, request.activations)
-            inputs[layer.x] = found, through_bytes(model.graph, layer.x, found)
+            inputs[layer.x] = found, through_bytes(model.graph, _lifted(model.graph, layer.x), found)
         found, x = inputs[layer.x]
         bytes_, weight = encode_weight(model.graph, layer, request.saturating)
         up = ir.node("DequantizeLinear", weight, {"axis": 1})
         # The mean of a product is the product of the mean: what rounding adds on average, the bias takes away.
         drift = known.rows.mean(0) @ layer.weight - found.rounded(known.rows).mean(0) @ bytes_.floats
-        replace_layer(model.graph, layer, [up, ir.node("MatMul", [x, up.outputs[0]])], drift)
+        new = [up, ir.node("MatMul", [x, up.outputs[0]])]
+        if x.shape is not None and layer.x.shape is not None and len(x.shape) > len(layer.x.shape):
+            new.append(ir.node("Squeeze", [new[-1].outputs[0], _axis(model.graph)]))
+        replace_layer(model.graph, layer, new, drift)
     return [smoothing, chosen.report]
+
+
+def _lifted(graph: ir.Graph, x: ir.Value) -> ir.Value:
+    """(R, K) as (1, R, K): of a product of rows and its bias onnxruntime makes a Gemm, which it then computes in floats."""
+    if x.shape is None or len(x.shape) != 2 or (maker := x.producer()) is None:
+        return x
+    node = ir.node("Unsqueeze", [x, _axis(graph)])
+    lifted = node.outputs[0]
+    lifted.name, lifted.shape, lifted.type = f"{x.name}.lifted", ir.Shape((1, *x.shape)), x.type
+    graph.insert_after(maker, node)
+    return lifted
+
+
+def _axis(graph: ir.Graph) -> ir.Value:
+    name = "lifted.axis"
+    return graph.initializers[name] if name in graph.initializers else constant(graph, name, np.array([0]))
