@@ -90,11 +90,13 @@ class SourceTeacher:
 
     @torch.no_grad()
     def _rows(self, encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Vectors:
+        if not len(inputs):
+            return np.empty((0, self.record.dim), np.float32)
         parts = [
             F.normalize(encode(part.to(self._device)).float(), dim=-1).cpu().numpy()
             for part in torch.split(inputs, AT_ONCE)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, self.record.dim), np.float32)
+        return np.concatenate(parts)
 
 
 class BundleTeacher:

@@ -78,6 +78,10 @@ class ReinforcedPairs(ShuffledPairs):
     batches = "reinforced"
 
     def __init__(self, recipe: Recipe, source: Source, shard: Shard) -> None:
+        if isinstance(recipe.encode, str) and recipe.encode != "reinforced":
+            raise TrainingError(
+                f"encode: {recipe.encode} leaves the teacher's embeddings aside. Set encode=reinforced."
+            )
         self._folder, self._manifest = open_reinforced(recipe.teacher_data)
         self._plan = self._manifest.plan
         check_plan(self._plan, recipe, self.batches)

@@ -91,7 +91,7 @@ def test_rows_are_what_the_ensemble_makes_of_the_views_and_texts(tmp_path: Path)
         assert text == key
         np.testing.assert_allclose(row, both.texts([key])[0], atol=1e-3)
     first, second = (rows.image(index, number).astype(np.float32) for number in range(2))
-    assert first @ second < 0.999  # the views differ
+    assert np.abs(first - second).max() > 3e-3  # the views differ by more than rounding
 
 
 def test_bytes_a_pair_are_told(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_unreadable_pairs_are_counted_and_left_out(tmp_path: Path) -> None:
     done = run(tmp_path / "out", str(tmp_path / "data"), validation_share=0.0)
     assert (done.pairs, done.unreadable, done.held_out) == (10, 2, 0)
     keys = open_pairs(str(tmp_path / "data")).keys
-    assert {keys[i] for i in np.flatnonzero(~stored(tmp_path / "out").there)} == {"3.png", "5.png"}
+    assert {keys[i] for i in np.flatnonzero(~stored(tmp_path / "out").there).tolist()} == {"3.png", "5.png"}
 
 
 def test_extra_captions_and_templates(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_settings_out_of_range() -> None:
         ({"text_bank": "bank.txt", "templates": ("a {}",)}, "text_bank: its texts are whole"),
     ):
         with pytest.raises(TrainingError, match=message):
-            ReinforceSettings(**changes)  # type: ignore[arg-type]
+            replace(SETTINGS, **changes)
 
 
 def test_probe_finds_data_that_is_gone(tmp_path: Path) -> None:
