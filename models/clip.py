@@ -22,23 +22,24 @@ from edgeclip.models.towers import build_tower
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection; rows of `qkv` are all queries, then keys, then values."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int = 0) -> None:
+        """`inner`: of all heads together; 0: `width`."""
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * (inner or width))
+        self.out = nn.Linear(inner or width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """(N, T, W) -> (N, T, W). `mask`: bool, True = attend, broadcast to (N, heads, T, T)."""
-        n, t, w = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
-        return self.out(y.transpose(1, 2).reshape(n, t, w))  # type: ignore[no-any-return]
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def values(self, x: Tensor) -> Tensor:
         """(N, T, W) -> (N, T, W): every token's own value, as if it attended to itself alone."""
-        w = x.shape[-1]
-        return self.out(F.linear(x, self.qkv.weight[2 * w :], self.qkv.bias[2 * w :]))  # type: ignore[no-any-return]
+        first = 2 * self.out.in_features
+        return self.out(F.linear(x, self.qkv.weight[first:], self.qkv.bias[first:]))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -48,7 +49,7 @@ class Block(nn.Module):
         """`number`: which one of its stack, from 0; says how many experts its feed-forward has."""
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config.width, config.heads, config.inner_width)
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = feed_forward(config, number)
 
@@ -67,20 +68,20 @@ class MapHead(nn.Module):
         super().__init__()
         self.probe = nn.Parameter(torch.empty(1, 1, config.width))
         self.heads = config.heads
-        self.q = nn.Linear(config.width, config.width)
-        self.kv = nn.Linear(config.width, 2 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        inner = config.inner_width
+        self.q = nn.Linear(config.width, inner)
+        self.kv = nn.Linear(config.width, 2 * inner)
+        self.out = nn.Linear(inner, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp_width, config.activation)
         nn.init.normal_(self.probe, std=config.width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, W) -> (N, W)."""
-        n, t, w = x.shape
-        head = w // self.heads
-        q = self.q(self.probe).view(1, 1, self.heads, head).transpose(1, 2).expand(n, -1, -1, -1)
-        k, v = self.kv(x).view(n, t, 2, self.heads, head).permute(2, 0, 3, 1, 4)
-        y = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, 1, w))
+        n, t, _ = x.shape
+        q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(n, -1, -1, -1)
+        k, v = self.kv(x).view(n, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return (y + self.mlp(self.norm(y)))[:, 0]  # type: ignore[no-any-return]
 
 

@@ -87,6 +87,12 @@ class TransformerConfig:
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
     moe: MoeConfig | None = None  # None: every block is dense
+    head_width: int = 0  # 0: width / heads; else heads x head_width may be narrower than the stream
+
+    @property
+    def inner_width(self) -> int:
+        """Of queries, keys and values, all heads together."""
+        return self.heads * self.head_width or self.width
 
     def __post_init__(self) -> None:
         if self.moe is not None and len(self.moe.experts) != self.layers:
