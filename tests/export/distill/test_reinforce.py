@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from edgeclip.models.training.data import open_pairs
 from edgeclip.models.training.data.stored import Stored
 from edgeclip.models.training.data.views import view
 from edgeclip.models.training.recipe import Augmentation
-from edgeclip.models.training.reinforced import open_reinforced
+from edgeclip.models.training.reinforced import open_reinforced, read_manifest
 from tests.export.distill.tiny_teachers import CPU, faulty, large, small, teachers
+from tests.training.tiny import start_process
 
 CROPS = Augmentation(crop_scale=(0.3, 0.9), flip=0.5, brightness=0.2)
 DATA = "shapes:28"  # 20 of them to train on
@@ -132,6 +135,33 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None
     assert run(tmp_path / "killed").made == 2  # the damaged one, and the one that was missing
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert run(tmp_path / "killed").made == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+from tests.export.distill.test_reinforce import run
+torch.set_num_threads(1)
+run(Path(sys.argv[1]), data="shapes:400", workers=2)
+"""
+
+
+@pytest.mark.parity
+def test_kill_9_in_a_process_of_its_own(tmp_path: Path) -> None:
+    killed = start_process(RUN, str(tmp_path / "killed"))
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "killed").glob("shard-*"))) < 3:
+        assert killed.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not read_manifest(tmp_path / "killed").complete
+    for name in ("killed", "whole"):
+        again = start_process(RUN, str(tmp_path / name))
+        assert again.wait(120) == 0, again.stderr and again.stderr.read()
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
