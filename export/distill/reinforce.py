@@ -235,7 +235,7 @@ class _Run:
         if self.bank and BANK not in self.done:
             texts = self._texts(list(self.bank))
             self._keep(BANK, {"text": texts, **packed(self.bank)}, len(self.bank), 0)
-        if made or DIRECTIONS not in self.done:  # of the shards as they are now
+        if DIRECTIONS not in self.done:
             self._keep(DIRECTIONS, self._directions(), 0, 0)
         manifest = self._manifest().finished()
         manifest.write(self.output)

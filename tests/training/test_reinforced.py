@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgeclip.errors import TrainingError
 from edgeclip.export.distill.reinforce import ReinforceSettings, reinforce
+from edgeclip.models.config import ImageConfig, MoeConfig
 from edgeclip.models.training import Recipe, train
 from edgeclip.models.training.data import batches as find_batches
 from edgeclip.models.training.data.augment import augmented
@@ -140,6 +141,21 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(taught: Path) -> None:
     assert len(wanted) == len(found) > 10
     for one, two in zip(wanted, found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-6)
+
+
+def test_routers_of_a_student_with_experts_are_watched(taught: Path) -> None:
+    clip = tiny().clip
+    assert clip is not None
+    assert isinstance(clip.image, ImageConfig)
+    blocks = replace(clip.image.blocks, moe=MoeConfig((4,), 2))
+    told = recipe(taught, clip=replace(clip, image=replace(clip.image, blocks=blocks)), objectives=LEARNT)
+    balanced = replace(told, objectives=(*LEARNT, ("load_balance", 1.0)))
+    (whole, _), (loss, found) = gradients(balanced, 1), gradients(balanced, 4)
+    assert loss == pytest.approx(whole, rel=1e-4)
+    assert (
+        whole - gradients(told, 1)[0] >= 1
+    )  # even use of one tower's experts costs top_k, a half of it where texts have none
+    assert found
 
 
 def test_a_batch_pairs_each_crop_and_text_with_its_own_row(taught: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -23,6 +24,7 @@ from edgeclip.models.training.data.stored import Stored
 from edgeclip.models.training.data.views import view
 from edgeclip.models.training.recipe import Augmentation
 from edgeclip.models.training.reinforced import open_reinforced, read_manifest
+from edgeclip.runtime.images import Picture
 from tests.export.distill.tiny_teachers import CPU, faulty, large, small, teachers
 from tests.training.tiny import start_process
 
@@ -61,8 +63,16 @@ def corners(seen: NDArray[np.float32], spec: Preprocessing) -> list[float]:
     return [float(v) for v in (across.mean(), down.mean(), *slopes)]
 
 
-def test_specs_of_different_size_see_the_same_crop() -> None:
-    how, picture = replace(CROPS, brightness=0.0, crop_scale=(0.1, 0.6)), ramp(120, 90)
+def as_jpeg(image: Image.Image) -> bytes:
+    """Large ones are decoded at a reduced scale, and the smaller the view, the smaller."""
+    stream = io.BytesIO()
+    image.save(stream, "jpeg", quality=95)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("picture", [ramp(120, 90), as_jpeg(ramp(1203, 907))], ids=["drawn", "jpeg"])
+def test_specs_of_different_size_see_the_same_crop(picture: Picture) -> None:
+    how = replace(CROPS, brightness=0.0, crop_scale=(0.1, 0.6))
     specs = (
         Preprocessing((48, 48), "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         Preprocessing((128, 128), "shortest_crop", "bicubic", (0.1, 0.2, 0.3), (0.9, 0.8, 0.7)),
