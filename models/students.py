@@ -102,28 +102,28 @@ def is_made(name: str) -> bool:
 
 
 def _steps(name: str) -> list[str]:
-    whole = name.startswith((_NEW, *(f"{scheme}:" for scheme in SOURCES))) or Path(name).expanduser().exists()
-    return [name] if whole else name.split("+")
+    whole = name.startswith((_NEW, *(f"{scheme}:" for scheme in SOURCES)))
+    return [name] if whole or Path(name).expanduser().exists() else name.split("+")
 
 
 def _stepped(teacher: Source, name: str, seed: int, samples: PairSamples | None) -> Source:
     kind, colon, rest = name.partition(":")
     if name in STUDENTS:
-        return inherit(teacher, _plan(teacher, name), samples)
+        return inherit(teacher, plan_of(teacher, name), samples)
     if colon and kind in KINDS:
         return KINDS[kind](teacher, rest, seed, samples)
-    if (colon and kind in SOURCES) or name == "nano" or Path(name).expanduser().exists():
+    if (colon and kind in SOURCES) or name == "nano" or (name and Path(name).expanduser().exists()):
         return load_source(name)
     from edgeclip.models.training.settings import nearest  # late: training's package opens every start
 
-    kinds = [f"{known}:..." for known in KINDS]
     raise InputError(
-        f"student {name!r}: no such student{nearest(name, [*STUDENTS, *(k[:-3] for k in kinds)])} "
-        f"There are {', '.join([*STUDENTS, *kinds])}, or name a source."
+        f"student {name!r}: no such student{nearest(kind, [*STUDENTS, *KINDS])} "
+        f"There are {', '.join([*STUDENTS, *(f'{known}:...' for known in KINDS)])}, or name a source."
     )
 
 
-def _plan(teacher: Source, name: str) -> StudentPlan:
+def plan_of(teacher: Source, name: str) -> StudentPlan:
+    """What a name of `STUDENTS` means for this teacher. Raises InputError or SourceError where it means nothing."""
     config = _config(teacher, name)
     entry = STUDENTS[name]
     if isinstance(entry, Sizes):

@@ -226,11 +226,12 @@ def test_what_a_teacher_does_not_have_is_refused(plan: StudentPlan, message: str
 
 
 def test_towers_that_are_not_canonical_are_refused() -> None:
+    other = clip_source("resnet")
     with pytest.raises(SourceError, match="the image tower is a ResNetTower, whose sizes cannot be changed"):
-        inherit(clip_source("resnet"), StudentPlan(TowerPlan(layers=1)))
+        inherit(other, StudentPlan(TowerPlan(layers=1)))
     with pytest.raises(SourceError, match="the image tower is a ResNetTower"):
-        inherit(clip_source("resnet"), StudentPlan(embed_dim=8))
-    made = inherit(clip_source("resnet"), StudentPlan(text=TowerPlan(layers=1)))
+        inherit(other, StudentPlan(embed_dim=8))
+    made = inherit(other, StudentPlan(text=TowerPlan(layers=1)))
     assert made.model.config.text.blocks.layers == 1  # type: ignore[attr-defined]
     with pytest.raises(SourceError, match="only a CLIP's towers can be inherited, this is a NanoCLIP"):
         inherit(nano_source(), StudentPlan())
