@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edgeclip.bundle import Experts
 from edgeclip.models.clip import Block, ImageTower, TextTower
 from edgeclip.models.feed_forward import MoeMlp, Recorder, moe_layers
+from edgeclip.models.read_tokens import pooled_token, read_tokens
 
 Array = NDArray[Any]
 NEAR = 1e-5  # of a router's logits: the smallest difference that no rounding turns round
@@ -70,11 +71,10 @@ class Watch:
 
     def add(self, recorder: Recorder, inputs: Tensor) -> None:
         """Take what was recorded while the tower ran on `inputs`, (n, 3, H, W) or (n, L)."""
-        last = self._last()
+        real, pooled, last = read_tokens(self.tower, inputs), pooled_token(self.tower, inputs), self._last()
         margins, everywhere, counts, chosen = [], [], [], []
         for layer, logits, shares in zip(recorder.layers, recorder.logits, recorder.shares, strict=True):
-            real = _real(self.tower, inputs, logits.shape[1])
-            read = _pooled(self.tower, inputs, real) if layer is last else real
+            read = pooled if layer is last and pooled is not None else real
             apart = margin(logits, layer.top_k)
             taken = shares > 0
             margins.append(_least(apart, read))
@@ -98,11 +98,10 @@ class Watch:
         )
 
     def _last(self) -> MoeMlp | None:
-        """The mixture of the last block where only one token of it is read: the others cannot change the embedding."""
+        """The mixture of the last block."""
         block = self.tower.blocks[-1]
         assert isinstance(block, Block)
-        one = isinstance(self.tower, TextTower) or self.tower.config.pool == "cls"
-        return block.mlp if one and isinstance(block.mlp, MoeMlp) else None
+        return block.mlp if isinstance(block.mlp, MoeMlp) else None
 
 
 def watches(towers: Sequence[tuple[str, nn.Module | None]]) -> dict[str, Watch]:
@@ -117,32 +116,3 @@ def watches(towers: Sequence[tuple[str, nn.Module | None]]) -> dict[str, Watch]:
 def _least(apart: Tensor, read: Tensor) -> Array:
     """(n, T) of the tokens that are read -> (n,)."""
     return apart.masked_fill(~read, torch.inf).amin(dim=1).numpy()
-
-
-def _real(tower: ImageTower | TextTower, inputs: Tensor, tokens: int) -> Tensor:
-    """(n, T) bool: whether a token can change the embedding, wherever it stands; the padding of a text cannot."""
-    every = torch.ones(len(inputs), tokens, dtype=torch.bool)
-    if isinstance(tower, ImageTower):
-        return every
-    config = tower.config
-    if tower.class_token is not None:  # hidden one position late, see models/clip.py
-        padded = nn.functional.pad(inputs, (0, tokens - 1 - inputs.shape[1]), value=config.pad_id)
-        seen = nn.functional.pad(padded != config.pad_id, (1, 0), value=True)
-        seen[:, -1] = True
-        return seen
-    if config.causal:
-        return torch.arange(tokens) <= tower.pooled_position(inputs)[:, None]
-    if not config.mask_padding:
-        return every
-    pooled = torch.arange(tokens) == tower.pooled_position(inputs)[:, None]
-    return (inputs != config.pad_id) | pooled
-
-
-def _pooled(tower: ImageTower | TextTower, inputs: Tensor, real: Tensor) -> Tensor:
-    """(n, T) bool: the token that becomes the embedding."""
-    places = torch.arange(real.shape[1])
-    if isinstance(tower, ImageTower):
-        return (places == 0).expand_as(real)
-    if tower.class_token is not None:
-        return (places == real.shape[1] - 1).expand_as(real)
-    return places == tower.pooled_position(inputs)[:, None]

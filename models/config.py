@@ -189,8 +189,11 @@ class ClipConfig:
 
     @property
     def pooling(self) -> str:
-        """Of both towers, e.g. "cls/eos": part of a bundle's identity."""
-        return "/".join(tower.pool if tower else "" for tower in (self.image, self.text))
+        """Of both towers, e.g. "cls/eos", and how many experts a token takes where there are any: part of a bundle's identity."""
+        towers = (self.image, self.text)
+        taken = [_top_k(tower) for tower in towers]
+        pools = "/".join(tower.pool if tower else "" for tower in towers)
+        return pools + (f" top {'/'.join(map(str, taken))}" if any(taken) else "")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` reads it back."""
@@ -208,6 +211,12 @@ class ClipConfig:
         }  # of an older format, always empty
         image, text = _tower(own["image"], "vit"), _tower(own["text"], "transformer")
         return cls(**{**own, "image": image, "text": text})
+
+
+def _top_k(tower: object) -> int:
+    """Experts that a token takes in a tower's mixtures; 0: it has none."""
+    moe = getattr(getattr(tower, "blocks", None), "moe", None)
+    return moe.top_k if isinstance(moe, MoeConfig) else 0
 
 
 def _tower(data: dict[str, Any] | None, default: str) -> Any:

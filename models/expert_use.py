@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.errors import InputError
-from edgeclip.models.config import ImageConfig, TextConfig
 from edgeclip.models.feed_forward import MoeMlp, chosen, moe_layers, recorded
+from edgeclip.models.read_tokens import pooled_token, read_tokens
 from edgeclip.models.source import DualEncoder
 
 Tower = Literal["image", "text"]
@@ -92,7 +92,7 @@ class _Counts:
         most = max(1, -(-KEPT * len(inputs) // self.samples))
         for name, layer in self.layers.items():
             said = logits[id(layer)]
-            counted = counted_tokens(self.tower, name, inputs, said.shape[1])
+            counted = counted_tokens(self.tower, name, inputs)
             self.choices[name] += chosen(said, layer.top_k)[counted].sum(dim=0).double()
             rows = reads[layer][counted]
             self.tokens[name] += len(rows)
@@ -111,36 +111,15 @@ class _Counts:
         }
 
 
-def counted_tokens(tower: Any, mixture: str, inputs: Tensor, tokens: int) -> Tensor:
+def counted_tokens(tower: Any, mixture: str, inputs: Tensor) -> Tensor:
     """Which tokens of a block's feed-forward reach the embedding.
 
     Args:
         mixture: its name in the tower, e.g. "blocks.3.mlp".
         inputs: (N, 3, H, W) pixels or (N, L) ids, as the tower took them.
-        tokens: T, as the feed-forward saw them.
     Returns:
         (N, T) bool.
     """
     last = mixture == f"blocks.{len(tower.blocks) - 1}.mlp"
-    order = torch.arange(tokens)
-    every = torch.ones(len(inputs), tokens, dtype=torch.bool)
-    config = tower.config
-    if inputs.ndim > 2:
-        only = last and isinstance(config, ImageConfig) and config.pool == "cls"
-        return every & (order == 0) if only else every
-    if not isinstance(config, TextConfig):  # an encoder, which hides padding
-        seen: Tensor = inputs != config.pad_id
-        return every & (order == 0) if last and config.pool != "mean" else seen
-    if config.pool == "class":  # the class token stands behind a text of full length
-        if last:
-            return every & (order == tokens - 1)
-        given = torch.nn.functional.pad(inputs, (0, tokens - inputs.shape[1]), value=config.pad_id)
-        shown: Tensor = (given != config.pad_id) | (order == tokens - 1)
-        return shown
-    pooled: Tensor = tower.pooled_position(inputs)[:, None]
-    if last:
-        return every & (order == pooled)
-    if config.causal:
-        return every & (order <= pooled)
-    padded: Tensor = inputs == config.pad_id
-    return ~padded if config.mask_padding else every
+    pooled = pooled_token(tower, inputs) if last else None
+    return read_tokens(tower, inputs) if pooled is None else pooled

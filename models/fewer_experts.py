@@ -147,7 +147,7 @@ def _rebuilt(source: Source, kept: Mapping[str, Sequence[Expert]]) -> Fewer:
     model = Clip(config).eval()
     model.load_state_dict(state)
     groups = {name: tuple(expert.of for expert in experts) for name, experts in kept.items()}
-    return Fewer(replace(source, model=model, digest=_digest(model)), groups)
+    return Fewer(replace(source, model=model, pooling=model.config.pooling, digest=_digest(model)), groups)
 
 
 def _with_counts(config: ClipConfig, tower: str, counts: Mapping[str, int]) -> ClipConfig:

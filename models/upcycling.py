@@ -118,6 +118,7 @@ def _gathered(
     return replace(
         base,
         model=made.requires_grad_(False).eval(),
+        pooling=config.pooling,
         digest=hashlib.sha256(repr(told).encode()).hexdigest(),
     )
 

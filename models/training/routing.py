@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from edgeclip.errors import TrainingError
 from edgeclip.models.clip import TextTower
 from edgeclip.models.feed_forward import MoeMlp, Recorder, moe_layers
+from edgeclip.models.read_tokens import read_tokens
 from edgeclip.models.source import DualEncoder
 
 TOWERS = ("image", "text")
@@ -45,7 +46,7 @@ def routing_features(model: DualEncoder, recorder: Recorder, input_ids: Tensor) 
     for name in TOWERS:
         tower = getattr(model, name)
         layers = [] if tower is None else list(moe_layers(tower).values())
-        real = text_tokens(tower, input_ids) if layers and isinstance(tower, TextTower) else None
+        real = read_tokens(tower, input_ids) if layers and isinstance(tower, TextTower) else None
         sums = [_sums(recorder, layer, real) for layer in layers]
         most = max((len(layer.experts) for layer in layers), default=0)
         batch = len(input_ids)
@@ -86,23 +87,6 @@ def expert_use(features: dict[str, Tensor]) -> dict[str, Tensor]:
             shares.append(share[there])
     every = torch.cat(shares)
     return {"expert_use_max": every.max(), "expert_use_min": every.min()}
-
-
-def text_tokens(tower: TextTower, input_ids: Tensor) -> Tensor:
-    """(B, L) ids -> (B, T) bool: the tokens that count, which is all that the embedding is made of but padding.
-
-    Of a causal tower those up to the pooled one; of a tower that hides padding the others; of one that attends to padding as to text
-    (SigLIP's) all; with CoCa's class token, that and the words.
-    """
-    config = tower.config
-    words = input_ids != config.pad_id
-    if tower.class_token is not None:
-        words = F.pad(words, (0, config.context_length - input_ids.shape[1]), value=False)
-        return F.pad(words, (0, 1), value=True)
-    if config.causal:
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return places <= tower.pooled_position(input_ids)[:, None]
-    return words if config.mask_padding else torch.ones_like(words)
 
 
 def _sums(recorder: Recorder, layer: MoeMlp, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -130,7 +130,7 @@ def from_scratch(recipe: Recipe) -> Source:
             vocab_size=text.vocab_size,
         ),
         tokenizer_json=tokenizer.to_str().encode(),
-        pooling=f"{image.pool}/{text.pool}",
+        pooling=config.pooling,
         licence=Licence(weights="unknown", code="Apache-2.0"),
         digest="",
     )

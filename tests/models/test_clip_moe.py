@@ -76,7 +76,7 @@ def test_the_published_shape_agrees(tmp_path: Path) -> None:
 def test_what_else_a_bundle_must_know(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_clip_moe(tmp_path / "clip-moe-4-2.safetensors")
     source = load_source(str(tmp_path / "clip-moe-4-2.safetensors"))
-    assert (source.name, source.family, source.pooling) == ("clip-moe-4-2", "clip-moe", "cls/argmax")
+    assert (source.name, source.family, source.pooling) == ("clip-moe-4-2", "clip-moe", "cls/argmax top 2/2")
     assert source.text is not None
     assert (source.text.context_length, source.text.clean, source.text.dynamic_length) == (
         248,
