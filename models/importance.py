@@ -9,6 +9,7 @@ With a gradient it is E[(x_k * dL/dx_k)^2] of the contrastive loss, first-order:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -36,6 +37,14 @@ class PairSamples:
 
     pixels: Tensor  # (N, 3, H, W) normalised
     input_ids: Tensor  # (N, L)
+
+    def digest(self) -> str:
+        """SHA-256 of both: what is measured on others may become another student."""
+        told = hashlib.sha256()
+        for tensor in (self.pixels, self.input_ids):
+            told.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            told.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return told.hexdigest()
 
 
 def tower_scores(

@@ -21,7 +21,8 @@ from torch import Tensor
 from edgeclip.errors import InputError, SourceError
 from edgeclip.models.clip import Clip, ImageTower, TextTower
 from edgeclip.models.config import ClipConfig, MoeConfig, TransformerConfig
-from edgeclip.models.importance import CHOICES, Importance, PairSamples, Scores, tower_scores
+from edgeclip.models.importance import CHOICES, MEASURED, Importance, PairSamples, Scores, tower_scores
+from edgeclip.models.mend import LEAST, BlockParts, TowerParts, mend
 from edgeclip.models.source import Source
 
 Tower = ImageTower | TextTower
@@ -45,6 +46,7 @@ class StudentPlan:
     text: TowerPlan = TowerPlan()
     embed_dim: int = 0  # 0: as the teacher's
     importance: Importance = "weights"  # "activations" and "gradients" need samples
+    mend: bool = False  # fit what stays to the teacher's layers, on samples
 
 
 # The end of a parameter's name -> what each of its axes counts: c channels of the stream, i numbers of the kept heads (q, k and v: 3i,
@@ -85,12 +87,12 @@ _OWN_STREAM = ("head.q.", "head.out.")  # of an attention pool: OpenCLIP's never
 
 
 def inherit(teacher: Source, plan: StudentPlan, samples: PairSamples | None = None) -> Source:
-    """A source of the planned sizes whose every weight is one of the teacher's. It shares no tensor with the teacher.
+    """A source of the planned sizes whose every weight is one of the teacher's, or fitted. It shares no tensor with the teacher.
 
     Args:
-        samples: pairs, for an importance that is measured.
+        samples: pairs, for an importance that is measured and for mending.
     Raises:
-        InputError: a size that the teacher does not have, or an importance that lacks its samples.
+        InputError: a size that the teacher does not have, or samples that are missing or too few.
         SourceError: a planned change of a tower that is not canonical, or a model that is no plain CLIP.
     """
     model: Any = teacher.model
@@ -102,6 +104,9 @@ def inherit(teacher: Source, plan: StudentPlan, samples: PairSamples | None = No
         raise InputError(
             f"importance {plan.importance!r}: expected one of {', '.join(CHOICES)}. weights needs no pairs."
         )
+    if plan.mend and (samples is None or len(samples.pixels) < LEAST):
+        got = 0 if samples is None else len(samples.pixels)
+        raise InputError(f"mend: expected {LEAST} pairs or more to fit to, got {got}. Some tens are better.")
     config: ClipConfig = model.config
     turn = _turn(teacher, plan.embed_dim)
     cuts: dict[str, Cut] = {}
@@ -122,15 +127,24 @@ def inherit(teacher: Source, plan: StudentPlan, samples: PairSamples | None = No
     with torch.device("meta"):
         made = Clip(config)
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    kept: dict[str, _Kept] = {}
     for name, cut in cuts.items():
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        own = _cut_state(getattr(model, name), cut, scores[name], turn)
+        kept[name] = _Kept(getattr(model, name), cut, scores[name])
+        own = _cut_state(getattr(model, name), kept[name], turn)
         state |= {f"{name}.{key}": value for key, value in own.items()}
     made.load_state_dict(state, assign=True)
+    made.requires_grad_(False).eval()
+    if plan.mend and samples is not None:
+        for name, inputs in (("image", samples.pixels), ("text", samples.input_ids)):
+            if name in cuts and (turn is not None or cuts[name].config != getattr(model.config, name)):
+                mend(getattr(model, name), getattr(made, name), kept[name].parts(turn), inputs)
     told = [teacher.digest, config.to_json(), asdict(plan)]
+    if samples is not None and (plan.mend or plan.importance in MEASURED):
+        told.append(samples.digest())
     return replace(
         teacher,
-        model=made.requires_grad_(False).eval(),
+        model=made,
         embedding_dim=config.embed_dim,
         digest=hashlib.sha256(repr(told).encode()).hexdigest(),
     )
@@ -216,15 +230,14 @@ def _scores(
     return tower_scores(teacher.model, plan.importance, samples)
 
 
-def _cut_state(tower: Tower, cut: Cut, scores: Scores, turn: Tensor | None) -> dict[str, Tensor]:
+def _cut_state(tower: Tower, kept: _Kept, turn: Tensor | None) -> dict[str, Tensor]:
     """The new tower's parameters by name."""
-    kept = _Kept(tower, cut, scores)
     found = {}
     for name, value in tower.state_dict().items():
         new = kept.renamed(name)
         if new is not None:
             found[new] = kept.part(name, value)
-    if tower.projection is None and cut.config.projection:
+    if tower.projection is None and kept.cut.config.projection:
         pooled = getattr(tower.config, "pool_width", 0) or tower.config.blocks.width
         eye = torch.eye(pooled, dtype=next(iter(found.values())).dtype)
         found["projection.weight"] = kept.part("projection.weight", eye)
@@ -268,6 +281,21 @@ class _Kept:
             if index is not None and len(index) < value.shape[axis]:
                 value = value.index_select(axis, index)
         return value
+
+    def parts(self, turn: Tensor | None) -> TowerParts:
+        """What stays, for mending. `turn`: of the embedding."""
+        layers = self.cut.layers
+        blocks = tuple(
+            BlockParts(
+                number,
+                self._inner(f"blocks.{number}.attention"),
+                self._top(
+                    self.scores.get(f"blocks.{number}.mlp.fc2"), self.cut.mlp_width, self.sizes.mlp_width
+                ),
+            )
+            for number in layers
+        )
+        return TowerParts(self.channels, self.channels if self.norms_stream else None, blocks, turn)
 
     def _index(self, kind: str, name: str) -> Tensor | None:
         if kind == "p":

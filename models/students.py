@@ -75,8 +75,9 @@ def student(teacher: Source, name: str, *, seed: int = 0, samples: PairSamples |
     Args:
         name: see the top of this file.
         seed: of random weights.
-        samples: pairs as the teacher takes them, for names that measure: `importance=activations` and `gradients`, and `dense:mean`,
-            which without any is not weighted by use.
+        samples: pairs as the teacher takes them, 8 or more, some tens are better: what a student of `STUDENTS` keeps is then fitted to the
+            teacher's layers (models/mend.py), and `dense:mean` weighs experts by use. Needed where an `inherit:` name measures:
+            `importance=activations`, `importance=gradients`, `mend=true`.
     Raises:
         InputError: no such student, or sizes that this teacher does not have.
         SourceError: a teacher that cannot have it, or a source that cannot be loaded.
@@ -109,7 +110,7 @@ def _steps(name: str) -> list[str]:
 def _stepped(teacher: Source, name: str, seed: int, samples: PairSamples | None) -> Source:
     kind, colon, rest = name.partition(":")
     if name in STUDENTS:
-        return inherit(teacher, plan_of(teacher, name), samples)
+        return inherit(teacher, replace(plan_of(teacher, name), mend=samples is not None), samples)
     if colon and kind in KINDS:
         return KINDS[kind](teacher, rest, seed, samples)
     if (colon and kind in SOURCES) or name == "nano" or (name and Path(name).expanduser().exists()):
