@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeclip.errors import InputError
 from edgeclip.export.passes import PassReport, number_nodes, remove_unused
+
+if TYPE_CHECKING:
+    from edgeclip.export.precision.finished import Finished
 
 Precision = Literal["fp16", "bf16", "int8", "int4", "fp8"]
 Activations = Literal["float", "static", "dynamic"]
@@ -59,6 +62,8 @@ class Request:
     activations: ByteType = "uint8"  # int8 with zero point 0 is what TensorRT reads; CPUs take either
     fewest: int = 32  # tokens of the inputs that an expert of a mixture must have taken to be quantised
     threads: int | None = None  # of the engine that observes
+    # int8 of a student that was trained for it: by layer; no other layer is converted, and nothing is searched. See finished.py
+    finished: Mapping[str, Finished] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,11 @@ def convert(model: ir.Model, method: str, request: Request) -> Converted:
     if method not in METHODS:
         raise InputError(f"precision {method!r}: unknown. Choose from {', '.join(METHODS)}.")
     chosen = METHODS[method]
-    if chosen.calibrated and (request.inputs is None or not len(request.inputs)):
+    if request.finished is not None and method != "int8":
+        raise InputError(
+            f"precision {method}: the student was finished for int8. Pass --precision int8, or no --ranges."
+        )
+    if chosen.calibrated and request.finished is None and (request.inputs is None or not len(request.inputs)):
         raise InputError(f"precision {method}: needs calibration inputs, got none. Pass --images.")
     copy = model.clone()
     if copy.opset_imports[""] < chosen.opset:

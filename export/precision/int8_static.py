@@ -10,20 +10,22 @@ is the one to quantise.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from edgeclip.export.linears import constant
 from edgeclip.export.passes import PassReport
-from edgeclip.export.precision import Request
+from edgeclip.export.precision import Request, finished
 from edgeclip.export.precision.experts import counting
-from edgeclip.export.precision.int8_conv import activated, quantise, through_bytes
-from edgeclip.export.precision.layers8 import choose, encode_weight, enough_seen, replace_layer, smoothed
-from edgeclip.export.precision.ranges import ByteRange, byte_range, see
+from edgeclip.export.precision.int8_conv import activated, quantise
+from edgeclip.export.precision.layers8 import choose, enough_seen, smoothed
+from edgeclip.export.precision.products import Inputs, integer_product
+from edgeclip.export.precision.ranges import byte_range, see
+from edgeclip.export.precision.weights8 import encode
 
 
 def apply(model: ir.Model, request: Request) -> list[PassReport]:
     """Quantise the layers that are asked for, in place. An input that several of them read is made bytes once."""
+    if request.finished is not None:
+        return finished.write(model, request.finished, request.layers, request.saturating)
     assert request.inputs is not None, "convert() asks for them"
     chosen = choose(model, request)
     values = {str(layer.x.name): -1 for layer in chosen.linears}
@@ -32,35 +34,12 @@ def apply(model: ir.Model, request: Request) -> list[PassReport]:
     chosen = enough_seen(chosen, seen, request.fewest)
     layers, smoothing = smoothed(model, chosen, seen, request, request.activations)
     quantise(model, chosen.convolutions, seen, request)
-    inputs: dict[ir.Value, tuple[ByteRange, ir.Value]] = {}
+    inputs = Inputs(model.graph)
     for layer in layers:
         known = seen[str(layer.x.name)]
-        if layer.x not in inputs:
-            found = byte_range(known, request.ranges, request.activations)
-            inputs[layer.x] = found, through_bytes(model.graph, _lifted(model.graph, layer.x), found)
-        found, x = inputs[layer.x]
-        bytes_, weight = encode_weight(model.graph, layer, request.saturating)
-        up = ir.node("DequantizeLinear", weight, {"axis": 1})
+        found = inputs.known(layer.x) or byte_range(known, request.ranges, request.activations)
+        x, bytes_ = inputs.through_bytes(layer.x, found), encode(layer.weight, saturating=request.saturating)
         # The mean of a product is the product of the mean: what rounding adds on average, the bias takes away.
         drift = known.rows.mean(0) @ layer.weight - found.rounded(known.rows).mean(0) @ bytes_.floats
-        new = [up, ir.node("MatMul", [x, up.outputs[0]])]
-        if x.shape is not None and layer.x.shape is not None and len(x.shape) > len(layer.x.shape):
-            new.append(ir.node("Squeeze", [new[-1].outputs[0], _axis(model.graph)]))
-        replace_layer(model.graph, layer, new, drift)
+        integer_product(model.graph, layer, x, bytes_, drift)
     return [smoothing, chosen.report]
-
-
-def _lifted(graph: ir.Graph, x: ir.Value) -> ir.Value:
-    """(R, K) as (1, R, K): of a product of rows and its bias onnxruntime makes a Gemm, which it then computes in floats."""
-    if x.shape is None or len(x.shape) != 2 or (maker := x.producer()) is None:
-        return x
-    node = ir.node("Unsqueeze", [x, _axis(graph)])
-    lifted = node.outputs[0]
-    lifted.name, lifted.shape, lifted.type = f"{x.name}.lifted", ir.Shape((1, *x.shape)), x.type
-    graph.insert_after(maker, node)
-    return lifted
-
-
-def _axis(graph: ir.Graph) -> ir.Value:
-    name = "lifted.axis"
-    return graph.initializers[name] if name in graph.initializers else constant(graph, name, np.array([0]))

@@ -133,9 +133,14 @@ def encode_weight(
 ) -> tuple[Bytes, tuple[ir.Value, ir.Value, ir.Value]]:
     """A layer's weight as bytes, and its initializers: bytes, scales and zero points."""
     bytes_ = encode(layer.weight, saturating=saturating)
+    return bytes_, weight_constants(graph, layer.name, bytes_)
+
+
+def weight_constants(graph: ir.Graph, name: str, bytes_: Bytes) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """The initializers of a layer's bytes, scales and zero points. name: the layer's."""
     arrays = {"int8": bytes_.q, "scale": bytes_.scale, "zero": np.zeros_like(bytes_.scale, np.int8)}
-    q, scale, zero = (constant(graph, f"{layer.name}.{end}", array) for end, array in arrays.items())
-    return bytes_, (q, scale, zero)
+    q, scale, zero = (constant(graph, f"{name}.{end}", array) for end, array in arrays.items())
+    return q, scale, zero
 
 
 def replace_layer(graph: ir.Graph, layer: Linear, new: list[ir.Node], drift: Array | None = None) -> None:

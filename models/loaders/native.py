@@ -37,6 +37,7 @@ FAMILIES = {
     "detector": ("edgeclip.models.detector", "DetectorModel", "DetectorModelConfig"),
     "regions": ("edgeclip.models.regions", "RegionEncoder", "RegionConfig"),
     "prompted": ("edgeclip.models.prompter", "PromptedClip", "PromptedConfig"),
+    "quantised": ("edgeclip.models.quantised", "QuantisedClip", "QuantisedConfig"),
 }
 _LAYERS = ("layers", "text_layers", "depths")
 T = TypeVar("T")
