@@ -23,6 +23,7 @@ VERBS = {  # in the order of a model's life; each module offers `command`
     "sources": "edgeclip.cli.sources",
     "export": "edgeclip.cli.export",
     "train": "edgeclip.cli.train",
+    "distill": "edgeclip.cli.distill",
     "experts": "edgeclip.cli.experts",
     "evaluate": "edgeclip.cli.evaluate",
     "verify": "edgeclip.cli.verify",

@@ -426,7 +426,7 @@ def _check_sound(rows: Vectors, spec: str, what: str, *, differ: bool) -> None:
         )
     mean = rows.mean(axis=0)
     alike = rows @ mean / max(float(np.linalg.norm(mean)), 1e-12)
-    if differ and len(rows) > 1 and float(1 - alike.min()) < CONSTANT:
+    if differ and len(rows) > 1 and (float(1 - alike.min()) < CONSTANT or not rows.any()):
         raise TrainingError(
             f"teacher {spec}: embeddings of {len(rows)} {what} are all alike. Nothing can be learnt from it: name one that was trained."
         )

@@ -21,7 +21,7 @@ from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.bundle.manifest import Preprocessing
 from edgeclip.bundle.store import MANIFEST
 from edgeclip.errors import BundleError, InputError
-from edgeclip.models.source import Source
+from edgeclip.models.source import DualEncoder, Source
 from edgeclip.models.sources import load_source
 from edgeclip.models.training.distributed import pick_device
 from edgeclip.models.training.reinforced import TeacherRecord
@@ -62,7 +62,8 @@ class SourceTeacher:
     def __init__(self, source: Source, device: torch.device) -> None:
         if source.preprocessing is None or source.text is None:
             raise InputError(f"{source.spec}: a teacher needs an image tower and a text tower.")
-        self._model, self._device = source.model.to(device).eval(), device
+        self._model: DualEncoder = source.model.to(device).eval()
+        self._device = device
         self._text = TextEncoder(Tokenizer.from_str(source.tokenizer_json.decode()), source.text)
         self.spec = source.preprocessing
         self.record = TeacherRecord(
@@ -73,6 +74,11 @@ class SourceTeacher:
             sum(parameter.numel() for parameter in source.model.parameters()),
             source.licence,
         )
+
+    @property
+    def model(self) -> DualEncoder:
+        """What runs."""
+        return self._model
 
     def images(self, views: NDArray[np.float32]) -> Vectors:
         """(N, 3, H, W) -> (N, D)."""

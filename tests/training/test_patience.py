@@ -62,5 +62,5 @@ def test_resumed_it_counts_on_and_an_ended_run_stays_ended(tmp_path: Path) -> No
 
 
 def test_needs_something_held_out(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="patience: 2 checkpoints .* nothing is held out"):
+    with pytest.raises(TrainingError, match=r"patience: 2 checkpoints .* nothing is held out"):
         train(tiny(patience=2, validation_share=0.0), tmp_path, progress=False)

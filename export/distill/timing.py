@@ -1,0 +1,66 @@
+"""How long models take for one picture and for one text here: in turns, so that what slows the machine slows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from edgeclip.export.distill.teachers import Teachers
+from edgeclip.runtime.threads import usable_cores
+
+WARM = 3  # calls before the first that counts
+LEAST = 5  # calls of each that count, however slow
+
+
+@dataclass(frozen=True)
+class Took:
+    """Milliseconds of a call."""
+
+    p50_ms: float
+    p90_ms: float
+    calls: int
+
+
+def in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[Took]:
+    """Time each in turns, first to last and then last to first, until `seconds` are over; each is warmed up before.
+
+    Args:
+        calls: one query of each.
+    """
+    for call in calls:
+        for _ in range(WARM):
+            call()
+    taken: list[list[int]] = [[] for _ in calls]
+    until = time.perf_counter() + seconds
+    forth = list(range(len(calls)))
+    while len(taken[0]) < LEAST or time.perf_counter() < until:
+        for number in forth if len(taken[0]) % 2 else reversed(forth):
+            start = time.perf_counter_ns()
+            calls[number]()
+            taken[number].append(time.perf_counter_ns() - start)
+    return [
+        Took(float(np.percentile(ns, 50)) / 1e6, float(np.percentile(ns, 90)) / 1e6, len(ns)) for ns in taken
+    ]
+
+
+def time_models(models: Sequence[Teachers], text: str, seconds: float) -> tuple[list[Took], list[Took]]:
+    """(pictures, texts): one prepared picture and one text a call, of every model."""
+    rng = np.random.default_rng(0)
+    views = [
+        [rng.standard_normal((1, 3, *spec.size)).astype(np.float32) for spec in model.specs]
+        for model in models
+    ]
+    pictures = in_turns(
+        [partial(model.images, view) for model, view in zip(models, views, strict=True)], seconds / 2
+    )
+    return pictures, in_turns([partial(model.texts, [text]) for model in models], seconds / 2)
+
+
+def threads() -> dict[str, int]:
+    """How many each engine takes."""
+    return {"PyTorch": torch.get_num_threads(), "ONNX Runtime": usable_cores()}
