@@ -14,6 +14,7 @@ dense:mean+half-depth                         one after another
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgeclip.errors import EdgeClipError, InputError, SourceError
 from edgeclip.models.clip import Clip, ImageTower, TextTower
 from edgeclip.models.config import ClipConfig, ImageConfig, TextConfig
 from edgeclip.models.dense_experts import one_expert
-from edgeclip.models.importance import PairSamples
+from edgeclip.models.importance import MEASURED, PairSamples
 from edgeclip.models.inherit import StudentPlan, TowerPlan, inherit
 from edgeclip.models.source import Source
 from edgeclip.models.sources import SCHEMES as SOURCES
@@ -75,9 +76,8 @@ def student(teacher: Source, name: str, *, seed: int = 0, samples: PairSamples |
     Args:
         name: see the top of this file.
         seed: of random weights.
-        samples: pairs as the teacher takes them, 8 or more, some tens are better: what a student of `STUDENTS` keeps is then fitted to the
-            teacher's layers (models/mend.py), and `dense:mean` weighs experts by use. Needed where an `inherit:` name measures:
-            `importance=activations`, `importance=gradients`, `mend=true`.
+        samples: pairs as the teacher takes them, some tens: `dense:mean` then weighs experts by use. Needed where an `inherit:` name
+            measures: `importance=activations`, `importance=gradients`, `mend=true`.
     Raises:
         InputError: no such student, or sizes that this teacher does not have.
         SourceError: a teacher that cannot have it, or a source that cannot be loaded.
@@ -102,6 +102,13 @@ def is_made(name: str) -> bool:
     return all(step in STUDENTS or step.partition(":")[0] in KINDS for step in name.split("+"))
 
 
+def needs_samples(name: str) -> bool:
+    """Whether a student of that name cannot be made without pairs."""
+    return bool(
+        re.search(rf"\b(importance=({'|'.join(MEASURED)})|mend=(true|yes|on|1))\b", name, re.IGNORECASE)
+    )
+
+
 def _steps(name: str) -> list[str]:
     whole = name.startswith((_NEW, *(f"{scheme}:" for scheme in SOURCES)))
     return [name] if whole or Path(name).expanduser().exists() else name.split("+")
@@ -110,7 +117,7 @@ def _steps(name: str) -> list[str]:
 def _stepped(teacher: Source, name: str, seed: int, samples: PairSamples | None) -> Source:
     kind, colon, rest = name.partition(":")
     if name in STUDENTS:
-        return inherit(teacher, replace(plan_of(teacher, name), mend=samples is not None), samples)
+        return inherit(teacher, plan_of(teacher, name), samples)
     if colon and kind in KINDS:
         return KINDS[kind](teacher, rest, seed, samples)
     if (colon and kind in SOURCES) or name == "nano" or (name and Path(name).expanduser().exists()):

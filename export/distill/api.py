@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +18,15 @@ from typing import Any
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import BundleError, InputError
 from edgeclip.export.api import export_bundle
+from edgeclip.export.compress.api import CompressSettings
+from edgeclip.export.compress.together import export_compressed
 from edgeclip.export.distill import checks, page
 from edgeclip.export.distill.budget import choose
+from edgeclip.export.distill.calibrated import check_finishable
 from edgeclip.export.distill.checks import State
 from edgeclip.export.distill.held_out import Data, HeldOut, look, open_data, pair_samples
-from edgeclip.export.distill.rehearsal import rehearse_distillation
+from edgeclip.export.distill.qat import QatSettings, finish
+from edgeclip.export.distill.rehearsal import keep_pictures, rehearse_distillation
 from edgeclip.export.distill.reinforce import probe, reinforce
 from edgeclip.export.distill.report import (
     BUNDLE,
@@ -61,6 +66,7 @@ from edgeclip.models.training.reinforced import open_reinforced
 from edgeclip.models.training.starts import start
 
 SCORED = 256  # held-out pairs at most that teachers and student are compared on before hours are spent
+COMPRESSED_ON = 128  # training pictures at most, and their texts, on which int8 is compared with fp32
 POLL_S = 0.5  # between looks of processes that wait for the first
 
 Tell = Callable[[str, float | None], None]
@@ -138,8 +144,14 @@ def distill(
     with steps("train"):
         trained = train(recipe, folder.run, progress=progress)
     source = replace(load_source(str(trained.model)), name=folder.root.resolve().name)
+    ranges: Path | None = None
+    if settings.finish_steps:
+        with steps("finish for int8"):
+            wanted = QatSettings(steps=settings.finish_steps)
+            done = finish(source, recipe, folder.finished, wanted, progress=progress)
+        source, ranges = replace(load_source(str(done.model)), name=source.name), done.ranges
     with steps("export and verify the bundle"):
-        bundle = _exported(source, folder, settings)
+        bundle = _exported(source, ready.data, ranges, folder, settings)
     with steps("compare with the teacher, write the report"):
         return _reported(teachers, ready, trained, source, bundle, folder, steps)
 
@@ -195,6 +207,12 @@ def prepared(
             raise InputError(
                 f"student {learns.name}: expected an image tower and a text tower, one is missing."
             )
+        if settings.finish_steps:
+            check_finishable(learns.source)
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise InputError(
+                    "--finish: runs in one process. Leave it out under torchrun; behind it, the same command with --finish and without torchrun."
+                )
         learner = SourceTeacher(learns.source, device)
         names = (" and ".join(teachers), learns.name)
         checks.check_sizes(
@@ -229,9 +247,7 @@ def _student(teacher: str, wanted: str | LatencyBudget, settings: DistillSetting
     samples = pair_samples(source, data)
     if isinstance(wanted, str):
         return Student(wanted, "", student_of(source, wanted, seed=seed, samples=samples))
-    name, measured = choose(
-        source, wanted.ms, wanted.reports, percentile=wanted.percentile, seed=seed, samples=samples
-    )
+    name, measured = choose(source, wanted.ms, wanted.reports, percentile=wanted.percentile, samples=samples)
     why = f"Chosen for {wanted.ms:g} ms: {measured.percentile} {measured.ms:.3g} ms, {measured.task} on {measured.device}, measured in {measured.report.name}."
     return Student(name, why, student_of(source, name, seed=seed, samples=samples))
 
@@ -250,14 +266,29 @@ def _write_start(folder: Folder, ready: Prepared) -> None:
         write_source(scratch, replace(source, licence=licence))
 
 
-def _exported(source: Source, folder: Folder, settings: DistillSettings) -> Bundle:
-    """The student as a bundle; one that was made of the same weights is kept."""
+def _exported(
+    source: Source, data: Data, ranges: Path | None, folder: Folder, settings: DistillSettings
+) -> Bundle:
+    """The student as a bundle, int8 where it was finished for that; one that was made of the same weights is kept."""
     with contextlib.suppress(BundleError):
         if folder.bundle.exists():
             there = open_bundle(str(folder.bundle))
             if there.manifest.source_digest == source.digest:
                 return there
-    return export_bundle(source, folder.bundle, settings=replace(settings.export, overwrite=True)).bundle
+    export = replace(settings.export, overwrite=True)
+    if ranges is None:
+        return export_bundle(source, folder.bundle, settings=export).bundle
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, texts = Path(scratch) / "pictures", Path(scratch) / "texts.txt"
+        # not the held-out ones: they are for the report
+        kept = keep_pictures(data, data.train, pictures, COMPRESSED_ON)
+        lines = data.bank or [" ".join(caption.split()) for _, captions in kept for caption in captions[:1]]
+        texts.write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
+        # its speed is the report's to tell, and the user asked for int8
+        compress = CompressSettings(
+            ranges=ranges, images=pictures, texts=texts, unproven=True, overwrite=True
+        )
+        return export_compressed(source, folder.bundle, settings=export, compress=compress)[1].bundle
 
 
 def _reported(

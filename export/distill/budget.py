@@ -4,8 +4,8 @@
     edgeclip bench candidates/half -o reports/half.json            on the device, for each of them
     name, measured = choose(teacher, parse_ms("8ms"), [Path("reports")])
 
-A report is matched to its student by the model_id that the teacher's digest and the student's name give: of another teacher's
-candidates, or of a student that was trained since, nothing is taken. A candidate that was compressed keeps its model_id, so that
+A report is matched to its student by the model_id that the teacher's digest and the student's name give, whatever weights the candidate
+has: of another teacher's candidates, or of a student that was trained since, nothing is taken. A candidate that was compressed keeps its model_id, so that
 int8 may be measured as well: of several reports of one student the fastest counts, and says its precision.
 """
 
@@ -27,7 +27,7 @@ from edgeclip.export.api import TOKENIZER, ExportSettings, export_bundle
 from edgeclip.files import new_folder
 from edgeclip.models.importance import PairSamples
 from edgeclip.models.source import Source
-from edgeclip.models.students import is_made, slug, student
+from edgeclip.models.students import is_made, needs_samples, slug, student
 
 Percentile = Literal["p50", "p90", "p99"]
 # what is tried without names: of each size one or two, the largest first
@@ -82,7 +82,6 @@ def write_candidates(
     output: Path,
     *,
     settings: ExportSettings | None = None,
-    seed: int = 0,
     samples: PairSamples | None = None,
 ) -> list[Path]:
     """A bundle for each student, to be measured on the device. They are not trained: only their speed says something.
@@ -90,7 +89,7 @@ def write_candidates(
     Args:
         output: a folder to make; it appears whole, with a folder for each student, or not at all.
         settings: of every export.
-        seed, samples: as `student` takes them.
+        samples: for names that need some (`students.needs_samples`).
     Returns:
         the bundles, in the order of `names`.
     Raises:
@@ -103,12 +102,10 @@ def write_candidates(
         raise InputError(
             f"--candidates: {others[0]} is not made from the teacher. Export it by itself, with `edgeclip export`."
         )
-    made = [
-        student(teacher, name, seed=seed, samples=samples) for name in names
-    ]  # all, before minutes of export
+    made = [candidate(teacher, name, samples) for name in names]  # all, before minutes of export
     with new_folder(output) as scratch:
         for name, source in zip(names, made, strict=True):
-            export_bundle(replace(source, name=name), scratch / slug(name), settings=settings)
+            export_bundle(source, scratch / slug(name), settings=settings)
     return [output / slug(name) for name in names]
 
 
@@ -118,7 +115,6 @@ def choose(
     reports: Sequence[Path],
     *,
     percentile: Percentile = "p90",
-    seed: int = 0,
     samples: PairSamples | None = None,
 ) -> Choice:
     """The student with the most parameters whose single query took no longer than the budget.
@@ -126,7 +122,7 @@ def choose(
     Args:
         reports: of `edgeclip bench`, one or more; of a folder all that lie in it.
         percentile: of a single stream's latencies.
-        seed, samples: as the candidates were written with.
+        samples: as `write_candidates` takes them.
     Raises:
         InputError: no report, one of something else than this teacher's candidates, several tasks or devices, or none that fits: says
             which was the fastest.
@@ -139,8 +135,7 @@ def choose(
     _check_alike(opened)
     parameters: dict[str, int] = {}
     found = [
-        _measured(teacher, path, report, percentile, seed, samples, parameters)
-        for path, report in opened.items()
+        _measured(teacher, path, report, percentile, samples, parameters) for path, report in opened.items()
     ]
     fastest: dict[str, Measured] = {}
     for one in sorted(found, key=lambda one: one.ms, reverse=True):
@@ -154,6 +149,13 @@ def choose(
         )
     chosen = max(fits, key=lambda one: (one.parameters, -one.ms))
     return Choice(chosen.student, chosen)
+
+
+def candidate(teacher: Source, name: str, samples: PairSamples | None = None) -> Source:
+    """A student to be measured. Its identity is of teacher and name alone: no weight decides a latency."""
+    made = student(teacher, name, samples=samples if needs_samples(name) else None)
+    told = repr([teacher.digest, "candidate", name]).encode()
+    return replace(made, name=name, digest=hashlib.sha256(told).hexdigest())
 
 
 def computing_parameters(source: Source) -> int:
@@ -205,23 +207,22 @@ def _measured(
     path: Path,
     report: Report,
     percentile: Percentile,
-    seed: int,
     samples: PairSamples | None,
     parameters: dict[str, int],
 ) -> Measured:
     name = report.subject.name
-    candidate = None
+    made = None
     if is_made(name):  # a name in a file must not make anything be downloaded
         try:
-            candidate = student(teacher, name, seed=seed, samples=samples)
+            made = candidate(teacher, name, samples)
         except EdgeClipError as error:
             raise InputError(f"{path}: measures {name}, which {teacher.spec} cannot have: {error}") from error
-    if candidate is None or model_id_of(candidate) != report.subject.model_id:
+    if made is None or model_id_of(made) != report.subject.model_id:
         raise InputError(
             f"{path}: measures {name} (model {report.subject.model_id[:12]}), which is no candidate made of {teacher.spec}. "
             f"Run `{_TRY}` with this teacher, and measure those."
         )
-    parameters.setdefault(name, computing_parameters(candidate))
+    parameters.setdefault(name, computing_parameters(made))
     result = next((one for one in report.scenarios if one.scenario == "single-stream"), None)
     if result is None:
         raise InputError(

@@ -95,11 +95,11 @@ def test_blocks_are_those_named_in_their_order() -> None:
 
 
 def dead(teacher: Source, *, heads: bool = False, units: bool = False) -> Source:
-    """The teacher with parts of its image tower that do nothing: head 1 of every block, every third unit."""
+    """The teacher with parts of its image tower that do nothing: head 0 of every block, every third unit."""
     with torch.no_grad():
         for block in teacher.model.image.blocks:  # type: ignore[union-attr]
             if heads:
-                block.attention.out.weight[:, 16:32] = 0
+                block.attention.out.weight[:, :16] = 0
             if units:
                 block.mlp.fc2.weight[:, ::3] = 0
     return teacher
@@ -168,10 +168,10 @@ def test_gradients_agree_with_leaving_a_unit_out() -> None:
 def test_a_smaller_embedding_keeps_cosines() -> None:
     """Both towers are turned onto the same directions: when nothing lies in the others, cosines are what they were."""
     teacher = clip_source()
-    basis = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(5)))[0][:, :10]
-    with torch.no_grad():
-        for tower in (teacher.model.image, teacher.model.text):
-            tower.projection.weight.copy_(basis @ basis.T @ tower.projection.weight)  # type: ignore[union-attr,operator]
+    basis = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(5)))[0]
+    with torch.no_grad():  # each tower has directions that the other lacks
+        for tower, own in ((teacher.model.image, basis[:, :7]), (teacher.model.text, basis[:, 3:10])):
+            tower.projection.weight.copy_(own @ own.T @ tower.projection.weight)  # type: ignore[union-attr,operator]
     made = inherit(teacher, StudentPlan(embed_dim=10))
     cosines = [
         F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T

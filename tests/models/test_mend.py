@@ -13,7 +13,7 @@ from edgeclip.errors import InputError
 from edgeclip.models.inherit import StudentPlan, TowerPlan, inherit
 from edgeclip.models.mend import fit_linear, fit_norm
 from edgeclip.models.source import Source
-from edgeclip.models.students import student
+from edgeclip.models.students import needs_samples, student
 from tests.export.sources import clip_source
 from tests.mixtures import moe_source
 from tests.models.test_inherit import CANONICAL, embeddings, samples
@@ -67,14 +67,20 @@ def test_nothing_lost_is_nothing_changed() -> None:
     made = inherit(teacher, StudentPlan(TowerPlan(2, 48, 3, 96), mend=True), samples(16))
     for mine, its in zip(embeddings(made), embeddings(teacher), strict=True):
         assert torch.equal(mine, its)
-    whole = student(teacher, "short-text", samples=samples(16))
+    whole = inherit(teacher, StudentPlan(text=TowerPlan(1), mend=True), samples(16))
     assert torch.equal(embeddings(whole)[0], embeddings(teacher)[0])  # its image tower was not cut
 
 
-def test_a_named_student_is_mended_where_there_are_samples() -> None:
-    teacher = clip_source(layers=4)
-    plain, mended = (student(teacher, "half-depth", samples=given) for given in (None, samples(32)))
+def test_it_is_asked_for_by_name() -> None:
+    teacher, given = clip_source(layers=4), samples(32)
+    name = "inherit:image.layers=2,text.layers=2"
+    plain, mended = (student(teacher, f"{name}{more}", samples=given) for more in ("", ",mend=true"))
     assert sum(likeness(mended, teacher)) > sum(likeness(plain, teacher)) + 0.1
+    assert [needs_samples(text) for text in (name, f"{name},mend=true", f"{name},mend=false")] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_other_samples_are_another_student() -> None:

@@ -15,6 +15,7 @@ from edgeclip.errors import InputError
 from edgeclip.export.api import ExportSettings
 from edgeclip.export.distill.budget import (
     Choice,
+    candidate,
     choose,
     computing_parameters,
     model_id_of,
@@ -25,6 +26,7 @@ from edgeclip.models.source import Source
 from edgeclip.models.students import student
 from tests.bench.reports import make_report, make_scenario
 from tests.export.sources import clip_source
+from tests.models.test_inherit import samples
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def teacher() -> Source:
 def write_report(path: Path, teacher: Source, name: str, p50: float, **changes: Any) -> Path:
     """A report as `edgeclip bench` on a candidate writes one."""
     base: Report = make_report()
-    subject = replace(base.subject, name=name, model_id=model_id_of(student(teacher, name)))
+    subject = replace(base.subject, name=name, model_id=model_id_of(candidate(teacher, name)))
     made = replace(base, subject=subject, scenarios=(make_scenario(p50=p50),))
     path.write_text(to_json(replace(made, **changes)))
     return path
@@ -89,10 +91,9 @@ def test_the_percentile_that_is_asked_for(teacher: Source, tmp_path: Path) -> No
 def test_of_one_student_the_fastest_report_counts(teacher: Source, tmp_path: Path) -> None:
     """A compressed candidate has the same model_id: the report says which precision ran."""
     write_report(tmp_path / "a.json", teacher, "half", 5.0)
-    base = student(teacher, "half")
     int8 = make_report().subject
     towers = tuple(replace(tower, precision="int8") for tower in int8.towers)
-    subject = replace(int8, name="half", model_id=model_id_of(base), towers=towers)
+    subject = replace(int8, name="half", model_id=model_id_of(candidate(teacher, "half")), towers=towers)
     write_report(tmp_path / "b.json", teacher, "half", 3.0, subject=subject)
     chosen = choose(teacher, 4.0, [tmp_path])
     assert set(chosen.measured.precisions) == {"int8"}
@@ -107,6 +108,24 @@ def test_doubts_travel_along(teacher: Source, tmp_path: Path) -> None:
         "the CPU's clock fell by 20 % during the run",
         "the report's evidence is short: measure longer",
     )
+
+
+def test_samples_and_weights_change_no_candidate(teacher: Source, tmp_path: Path) -> None:
+    """Measured without pairs, chosen with some: a student's latency is that of its sizes."""
+    measured = "inherit:image.width=32,importance=activations"
+    for name in ("half", measured):
+        given = samples() if name == measured else None
+        subject = replace(
+            make_report().subject, name=name, model_id=model_id_of(candidate(teacher, name, given))
+        )
+        report = write_report(tmp_path / "report.json", teacher, "half", 5.0, subject=subject)
+        assert choose(teacher, 30.0, [report], samples=samples(9, seed=8)).name == name
+    with pytest.raises(InputError, match="cannot have: importance activations: expected pairs to measure on"):
+        choose(teacher, 30.0, [report])
+    trained = replace(make_report().subject, name="half", model_id=model_id_of(student(teacher, "half")))
+    report = write_report(tmp_path / "report.json", teacher, "half", 5.0, subject=trained)
+    with pytest.raises(InputError, match="no candidate made of"):
+        choose(teacher, 30.0, [report])
 
 
 def test_none_that_fits_names_the_fastest(teacher: Source, tmp_path: Path) -> None:
@@ -155,7 +174,7 @@ def test_reports_that_cannot_be_compared(changes: Any, message: str, teacher: So
     write_report(tmp_path / "half.json", teacher, "half", 5.0)
     if "subject" in changes:
         base = replace(make_report().subject, threads=7, name="quarter")
-        changes = {"subject": replace(base, model_id=model_id_of(student(teacher, "quarter")))}
+        changes = {"subject": replace(base, model_id=model_id_of(candidate(teacher, "quarter")))}
     write_report(tmp_path / "quarter.json", teacher, "quarter", 3.0, **changes)
     with pytest.raises(InputError, match=message):
         choose(teacher, 8.0, [tmp_path])
@@ -186,7 +205,7 @@ def test_candidates_are_bundles_that_reports_match(teacher: Source, tmp_path: Pa
     )
     manifest = open_bundle(folder).manifest
     assert manifest.name == name
-    assert manifest.model_id == model_id_of(student(teacher, name))
+    assert manifest.model_id == model_id_of(candidate(teacher, name))
     subject = replace(make_report().subject, name=manifest.name, model_id=manifest.model_id)
     report = write_report(tmp_path / "report.json", teacher, "half", 5.0, subject=subject)
     assert isinstance(chosen := choose(teacher, 8.0, [report]), Choice)
