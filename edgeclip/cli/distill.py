@@ -89,6 +89,10 @@ Several GPUs: torchrun --nproc-per-node 4 -m edgeclip distill ...
     help="Change a setting of the recipe; repeat for more.",
 )
 @click.option(
+    "--finish", "finish_steps", type=click.IntRange(min=2), metavar="STEPS",
+    help="Train on for int8 for so many steps, then write the bundle in int8. 400 is a start.",
+)  # fmt: skip
+@click.option(
     "--target",
     "targets",
     multiple=True,
@@ -118,6 +122,7 @@ def command(
     recipe: str,
     objectives: str,
     assignments: tuple[str, ...],
+    finish_steps: int | None,
     targets: tuple[str, ...],
     allow_larger: bool,
     allow_weaker: bool,
@@ -153,6 +158,7 @@ def command(
         allow_larger=allow_larger,
         allow_weaker=allow_weaker,
         allow_pickle=allow_pickle,
+        finish_steps=finish_steps or 0,
         export=ExportSettings(targets),
     )
     if dry_run:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from edgeclip.errors import InputError
@@ -64,22 +65,30 @@ def rehearse_distillation(
 
 def _sample(data: Data, folder: Path, count: int) -> tuple[str, int]:
     """The first training pairs that can be read, as data of its own."""
+    kept = keep_pictures(data, data.train, folder, count)
+    if data.bank:
+        return str(folder), len(kept)
+    lines = [json.dumps({"image": name, "captions": captions}) for name, captions in kept]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return str(folder / "pairs.jsonl"), len(kept)
+
+
+def keep_pictures(
+    data: Data, indices: NDArray[np.int64], folder: Path, count: int
+) -> list[tuple[str, list[str]]]:
+    """Write the first `count` of these pictures that can be read into a new folder; returns their names there and captions."""
     folder.mkdir(parents=True)
-    lines: list[str] = []
-    for i in map(int, data.train):
-        if len(lines) == count:
+    kept: list[tuple[str, list[str]]] = []
+    for i in map(int, indices):
+        if len(kept) == count:
             break
         try:
             picture, captions = data.pairs.read(i)
             decode(picture, where=data.pairs.keys[i])
         except (InputError, OSError):
             continue
-        name = _keep(picture, folder, len(lines))
-        lines.append(json.dumps({"image": name, "captions": list(captions)}))
-    if data.bank:
-        return str(folder), len(lines)
-    (folder / "pairs.jsonl").write_text("\n".join(lines))
-    return str(folder / "pairs.jsonl"), len(lines)
+        kept.append((_keep(picture, folder, len(kept)), list(captions)))
+    return kept
 
 
 def _keep(picture: Picture, folder: Path, number: int) -> str:

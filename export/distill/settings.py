@@ -41,11 +41,14 @@ class DistillSettings:
     allow_pickle: bool = False
     examples: int = 8  # pictures of each kind in the report
     timing_s: float = 4.0  # that latencies are measured for; 0 = not at all
+    finish_steps: int = (
+        0  # of training for int8 behind the training, after which the bundle is int8; 0 = none
+    )
     export: ExportSettings = field(default_factory=ExportSettings)
 
     def __post_init__(self) -> None:
-        for name, holds in (("examples", self.examples >= 0), ("timing_s", self.timing_s >= 0)):
-            if not holds:
+        for name in ("examples", "timing_s", "finish_steps"):
+            if getattr(self, name) < 0:
                 raise InputError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
 
     def reinforced_by(self) -> ReinforceSettings:
@@ -95,6 +98,11 @@ class Folder:
     def run(self) -> Path:
         """The training run; run/model is the student as a source."""
         return self.root / "run"
+
+    @property
+    def finished(self) -> Path:
+        """The student finished for int8."""
+        return self.root / "finished"
 
     @property
     def bundle(self) -> Path:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import edgeclip
-from edgeclip.bundle import open_bundle
+from edgeclip.bundle import open_bundle, seal
 from edgeclip.bundle.manifest import Licence
 from edgeclip.errors import EdgeClipError, InputError
 from edgeclip.export.api import ExportReport, ExportSettings
@@ -63,11 +63,25 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(train(made, root, progress=False).model)
 
 
+def lends(source: Source, output: Path, *, settings: ExportSettings) -> ExportReport:
+    """In place of an export, which takes seconds: another model's graphs, said to be this source's."""
+    shutil.copytree(open_bundle("nano").root, output, dirs_exist_ok=True)
+    facts = replace(open_bundle("nano").manifest, source_digest=source.digest, licence=source.licence)
+    return ExportReport(seal(output, facts), (), {}, {}, ())
+
+
+@pytest.fixture(autouse=True)
+def lent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("parity"):
+        monkeypatch.setattr(api, "export_bundle", lends)
+
+
 @pytest.fixture(scope="module")
 def finished(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out") / "student"
-    report = distill([teacher], "half-width", output, settings(), progress=False)
-    assert report is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "export_bundle", lends)
+        assert distill([teacher], "half-width", output, settings(), progress=False)
     return output
 
 
@@ -75,19 +89,32 @@ def weights(output: Path) -> str:
     return sha256_file(output / "run/model/model.safetensors")
 
 
-def test_ends_in_a_verified_bundle_that_opens(finished: Path, teacher: str) -> None:
-    bundle = open_bundle(str(finished / "bundle"))
+@pytest.mark.parity
+@pytest.mark.parametrize("finish_steps", [0, 8])
+def test_ends_in_a_verified_bundle_that_opens(teacher: str, tmp_path: Path, finish_steps: int) -> None:
+    asked = settings(finish_steps=finish_steps)
+    report = distill([teacher], "half-width", tmp_path / "student", asked, progress=False)
+    assert report is not None
+    bundle = open_bundle(report.bundle)
     verify(bundle).require()
-    source = load_source(str(finished / "run/model"))
-    assert bundle.manifest.source_digest == source.digest
-    with edgeclip.load(str(finished / "bundle")) as model:
+    where = "finished/model" if finish_steps else "run/model"
+    assert bundle.manifest.source_digest == load_source(str(tmp_path / "student" / where)).digest
+    precisions = {variant.axes.precision for variant in bundle.manifest.variants}
+    assert ("int8" in precisions) == bool(finish_steps)
+    with edgeclip.load(report.bundle) as model:
         rows = model.embed_images([np.zeros((40, 40, 3), np.uint8)])
     assert rows.shape == (1, 24)
+    source, shipped = report.sides[1:]
+    assert shipped.scores["score"] == pytest.approx(source.scores["score"], abs=0.1 if finish_steps else 1e-6)
+
+
+def test_the_bundle_is_the_students_and_carries_its_teachers_licence(finished: Path, teacher: str) -> None:
+    facts = open_bundle(str(finished / "bundle")).manifest
+    assert facts.source_digest == load_source(str(finished / "run/model")).digest
+    assert (facts.licence.weights, facts.licence.credit) == ("MIT", "drawn by hand")
+    assert f"derived from the weights of {teacher}, licence MIT" in facts.licence.warnings
     told = json.loads((finished / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert told["teacher_score"] > 0
-    licence = bundle.manifest.licence
-    assert (licence.weights, licence.credit) == ("MIT", "drawn by hand")
-    assert f"derived from the weights of {teacher}, licence MIT" in licence.warnings
 
 
 def test_the_report_says_what_the_files_say(finished: Path, teacher: str) -> None:
@@ -131,19 +158,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.fixture
-def lent(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports, seconds each, end at once in a copy of the finished bundle."""
-
-    def export(source: Source, output: Path, **named: Any) -> ExportReport:
-        shutil.copytree(finished / "bundle", output, dirs_exist_ok=True)
-        return ExportReport(open_bundle(str(output)), (), {}, {}, ())
-
-    monkeypatch.setattr(api, "export_bundle", export)
-
-
 def test_killed_between_phases_it_ends_as_if_never_killed(
-    finished: Path, teacher: str, tmp_path: Path, lent: None, monkeypatch: pytest.MonkeyPatch
+    finished: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(*arguments: Any, **named: Any) -> Any:
         raise Killed
@@ -255,7 +271,8 @@ def test_bundles_teach_but_nobody_inherits_from_graphs(finished: Path, teacher: 
     with pytest.raises(InputError, match="student --latency: inherits"):
         rehearse_distill([bundle], LatencyBudget(8.0, ()), settings())
     told = rehearse_distill([bundle, teacher], str(finished / "start"), settings(allow_weaker=True))
-    assert told["width"] == {"teacher": 48, "student": 24}
+    nano = open_bundle(bundle).manifest.embedding_dim
+    assert told["width"] == {"teacher": nano + 24, "student": 24}
     assert told["teachers"] == [bundle, teacher]
 
 
@@ -272,7 +289,7 @@ def test_a_rehearsal_tells_what_a_run_would_take(teacher: str, finished: Path, t
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_recipes_own_start_and_settings_nobody_reads(teacher: str, tmp_path: Path, lent: None) -> None:
+def test_the_recipes_own_start_and_settings_nobody_reads(teacher: str, tmp_path: Path) -> None:
     own = replace(recipe(steps=2, checkpoint_every=2), model="scratch", clip=CLIP)
     report = distill([teacher], "recipe", tmp_path / "student", settings(own, examples=0), progress=False)
     assert report is not None
@@ -283,7 +300,7 @@ def test_the_recipes_own_start_and_settings_nobody_reads(teacher: str, tmp_path:
         rehearse_distill([teacher], "half-width", settings(recipe(clip=CLIP)))
 
 
-def test_pictures_without_texts(teacher: str, tmp_path: Path, lent: None) -> None:
+def test_pictures_without_texts(teacher: str, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
