@@ -5,6 +5,8 @@ teacher's outputs that are kept. What a layer adds to the stream aims at the tea
 came before it, and the last layer of a block what the dropped blocks behind it would have added. A LayerNorm over fewer channels gets
 the gain and bias that fit best. How far each moves is chosen on a quarter of the samples that it was not fitted on; not at all is one
 of the choices. Experts and attention pools stay as they are.
+Fitted weights are steep and want a gentle rate. A tiny CLIP at half width, from R@1 of 0.15 (0.66 mended): after 45 steps of AdamW at 3e-4
+with a warm-up 0.73 (0.81 mended), at 1e-3 without one 0.84 (0.71 mended).
 Source: the least squares of He et al. 2017, arXiv:1707.06168 (channel pruning), section 3.1; the stream as the aim is ours.
 Shapes: N samples, T tokens, R rows that count (of N x T), K inputs and O outputs of a layer.
 """
