@@ -286,7 +286,7 @@ def _exported(
         texts.write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
         # its speed is the report's to tell, and the user asked for int8
         compress = CompressSettings(
-            ranges=ranges, images=pictures, texts=texts, unproven=True, overwrite=True
+            methods=("int8",), ranges=ranges, images=pictures, texts=texts, unproven=True, overwrite=True
         )
         return export_compressed(source, folder.bundle, settings=export, compress=compress)[1].bundle
 
