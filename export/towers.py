@@ -36,6 +36,7 @@ from edgeclip.models.nano import NanoImage, NanoText
 from edgeclip.models.nano_detector import NanoDetector
 from edgeclip.models.pooled_vit import PooledVitTower
 from edgeclip.models.prompter import AskBoxes, AskTexts, ImageTokens
+from edgeclip.models.quantised import QuantisedClip
 from edgeclip.models.regions import DenseMap, RoiPool
 from edgeclip.models.resnet import ResNetTower
 from edgeclip.models.source import Source
@@ -136,6 +137,10 @@ def tower_of(
         SourceError: the model has no such tower, or no traceable forward is known for its class.
         InputError: merging in a tower that has no tokens to merge.
     """
+    if isinstance(source.model, QuantisedClip):
+        raise SourceError(
+            f"{source.spec}: is on its way to int8, its weights are not on their bytes yet. Export the folder `model` that finishing leaves."
+        )
     tower = getattr(source.model, kind, None)
     if kind not in ("image", "text"):
         form = _known(FORMS, tower, source, kind)(source)

@@ -19,7 +19,7 @@ ByteType = Literal["uint8", "int8"]
 ENDS: dict[str, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127)}
 LARGEST = 127  # of a weight's bytes: symmetric, -128 stays unused
 PAIR = 128  # two neighbouring weights' bytes of one sign: with 255 times more, 16 bits do not hold the sum of their products
-GROWTH = 10.0  # what a learning rate does to a scale in one step, in units of itself: weights are small, and Adam's steps the same for all
+GROWTH = 30.0  # what a learning rate does to a scale in one step, in units of itself: weights are small, and Adam's steps the same for all
 
 
 def through_bytes(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:

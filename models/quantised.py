@@ -6,9 +6,10 @@ makes the one and, at the end, the other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 from edgeclip.models.clip import Clip
 from edgeclip.models.config import ClipConfig
 from edgeclip.models.fake_bytes import ByteType, QuantisedLinear
+
+_C = TypeVar("_C", bound=Clip)
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,8 @@ class QuantisedClip(Clip):
     def of(cls, model: Clip, layers: Sequence[str], *, bytes_: ByteType, saturating: bool) -> QuantisedClip:
         """The same weights, not copies; `model` itself must not be used any more. Ranges are still to be set."""
         config = {field.name: getattr(model.config, field.name) for field in fields(ClipConfig)}
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made.config = QuantisedConfig(**config, layers=tuple(layers), bytes_=bytes_, saturating=saturating)
-        made.image, made.text = model.image, model.text
-        made.logit_scale, made.logit_bias = model.logit_scale, model.logit_bias
+        own = QuantisedConfig(**config, layers=tuple(layers), bytes_=bytes_, saturating=saturating)
+        made = _holding(cls, own, model)
         made._quantise()
         return made
 
@@ -85,11 +85,25 @@ class QuantisedClip(Clip):
 
 @torch.no_grad()
 def plain(model: QuantisedClip) -> Clip:
-    """A Clip of its own with what the weights' bytes stand for: rounding these again changes nothing."""
+    """A Clip of its own, on the CPU, with what the weights' bytes stand for: rounding these again changes nothing."""
     config = {field.name: getattr(model.config, field.name) for field in fields(ClipConfig)}
-    with torch.random.fork_rng(devices=[]):  # what it starts with is thrown away
-        made = Clip(ClipConfig(**config))
-    rounded = {f"{name}.weight": layer.rounded_weight() for name, layer in model.quantised().items()}
-    ours = {key: rounded.get(key, value) for key, value in model.state_dict().items()}
-    made.load_state_dict({key: ours[key].cpu() for key in made.state_dict()})
+    copied = copy.deepcopy(model).cpu()
+    for name, layer in copied.quantised().items():
+        where, _, last = name.rpartition(".")
+        with torch.device("meta"):
+            linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+        linear.weight = nn.Parameter(layer.rounded_weight())
+        linear.register_parameter("bias", layer.bias)
+        setattr(copied.get_submodule(where), last, linear)
+    made = _holding(Clip, ClipConfig(**config), copied)
     return made.eval()
+
+
+def _holding(kind: type[_C], config: ClipConfig, model: Clip) -> _C:
+    """A model of a class with the parts of another."""
+    made = kind.__new__(kind)
+    nn.Module.__init__(made)
+    made.config = config
+    made.image, made.text = model.image, model.text
+    made.logit_scale, made.logit_bias = model.logit_scale, model.logit_bias
+    return made

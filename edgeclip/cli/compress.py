@@ -24,6 +24,7 @@ Examples:
   edgeclip compress clip-b32 -o small --images photos/ --budget cosine=0.999 --budget recall=-0.5
   edgeclip compress clip-b32 -o small --labels-from sorted/ --budget top1=-0.3 --picture curve.svg
   edgeclip compress clip-b32 -o tiny --images photos/ --for size --drop-float
+  edgeclip compress student -o student-int8 --images photos/ --ranges finished/finished.safetensors
   edgeclip compress clip-b32-int8 --measure-only --json > jetson.json      on the device
   edgeclip compress clip-b32 -o out --images photos/ --device-report jetson.json
 """
@@ -73,6 +74,10 @@ STEADY = 1e-4  # relative distance by which a row may move with its batch before
 @click.option(
     "--measure-only", is_flag=True, help="Only time the bundle's variants here, for --device-report."
 )
+@click.option(
+    "--ranges", type=click.Path(path_type=Path),
+    help="Of a student that was finished in int8: the file finished.safetensors beside it. Its layers become int8 as they were trained to.",
+)  # fmt: skip
 @click.option("--unproven", is_flag=True, help="Write the named precisions without proof of their speed.")
 @click.option(
     "--drop-float", is_flag=True, help="Leave the float variants of compressed towers out of the result."
@@ -88,7 +93,7 @@ STEADY = 1e-4  # relative distance by which a row may move with its batch before
 def command(
     bundle: str, output: Path | None, budgets: tuple[str, ...], images: Path | None, texts: Path | None, labels: str | None,
     labels_from: Path | None, methods: tuple[str, ...], towers: tuple[Any, ...], aim: Any, device_report: Path | None,
-    measure_only: bool, unproven: bool, drop_float: bool, picture: Path | None, threads: int | None, overwrite: bool,
+    measure_only: bool, ranges: Path | None, unproven: bool, drop_float: bool, picture: Path | None, threads: int | None, overwrite: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Make a bundle smaller and faster, within a budget.
@@ -119,6 +124,7 @@ def command(
         labels=tuple(parse_labels(labels, ())) if labels else (),
         labels_from=labels_from,
         device_report=device_report,
+        ranges=ranges,
         unproven=unproven,
         drop_float=drop_float,
         threads=threads,

@@ -10,6 +10,7 @@ budget, is refused with its figures.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,7 @@ from edgeclip.export.compress.target import Target, read_report, this_machine
 from edgeclip.export.compress.tower import Aim, TowerResult, Wish, compress_tower
 from edgeclip.export.derive import NewVariant, derive_bundle
 from edgeclip.export.precision import METHODS, Method
+from edgeclip.export.precision.finished import load_ranges
 from edgeclip.export.steps import Steps
 from edgeclip.runtime.cpu import BYTE_SUMS
 
@@ -46,6 +48,7 @@ TRIED: dict[Aim, tuple[str, ...]] = {
     "speed": ("int8", "int8-dynamic"),
     "size": ("int8", "int8-dynamic", "fp16", "int4"),
 }
+FINISHED = ("int8",)  # of a student whose ranges are given
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class CompressSettings:
     labels_from: Path | None = None  # folder with a folder of pictures for each label
     device_report: Path | None = None  # of the target; None: this machine
     unproven: bool = False  # write what fits the budget without any proof of its speed
+    ranges: Path | None = (
+        None  # of a student that was finished in int8: its towers become that and nothing else
+    )
     drop_float: bool = False  # leave the float variants of the compressed towers out
     threads: int | None = None
     overwrite: bool = False
@@ -89,6 +95,7 @@ class CompressReport:
     seconds: dict[str, float]
     samples: dict[str, int]
     pictures: str  # where they came from; "": made up
+    ranges: str = ""  # SHA-256 of the file of ranges that a finished student brought; "": they were searched
 
     @property
     def points(self) -> list[Point]:
@@ -122,6 +129,7 @@ class CompressReport:
             "saturating": self.target.saturating,
             "pictures": self.pictures or "made up",
             "samples": self.samples,
+            **({"ranges": self.ranges} if self.ranges else {}),
             "curve": [point.to_dict() for point in self.points],
             "sensitivities": {
                 name: [asdict(group) for group in order]
@@ -162,14 +170,21 @@ def compress_bundle(
     with steps("run the float towers"):
         references = reference_rows(bundle, data, threads)
     methods = settings.methods or TRIED[settings.aim]
+    ranges = load_ranges(settings.ranges) if settings.ranges else {}
     benches = {
         tower: Bench(
-            bundle, tower, data, references, target, threads=threads, time_here=not settings.unproven
+            bundle, tower, data, references, target, threads=threads, time_here=not settings.unproven,
+            finished=ranges.get(tower),
         )
         for tower in settings.towers or tuple(references)
-    }
+    }  # fmt: skip
     wishes = {
-        tower: Wish(of_tower(settings.budgets, tower), methods, settings.aim, settings.unproven)
+        tower: Wish(
+            of_tower(settings.budgets, tower),
+            FINISHED if tower in ranges else methods,
+            settings.aim,
+            settings.unproven,
+        )
         for tower in benches
     }
     _check_detections(benches, wishes)
@@ -186,7 +201,15 @@ def compress_bundle(
     refit = _refit(bundle, benches, best, settings)
     budgets = tuple(dict.fromkeys(budget for wish in wishes.values() for budget in wish.budgets))
     report = CompressReport(
-        bundle, target, budgets, tuple(results), refit, steps.seconds, _samples(data), data.source
+        bundle,
+        target,
+        budgets,
+        tuple(results),
+        refit,
+        steps.seconds,
+        _samples(data),
+        data.source,
+        _digest(settings),
     )
     written = [candidate for result in results for candidate in (*result.chosen, *result.unproven)]
     new: list[NewVariant] = []
@@ -275,6 +298,15 @@ def _check(bundle: Bundle, output: Path, settings: CompressSettings) -> None:
     check_methods(settings.methods)
     if settings.unproven and not settings.methods:
         raise InputError("--unproven: name what is to be written without proof, e.g. --precision fp8.")
+    if settings.ranges and set(settings.methods) - set(FINISHED):
+        raise InputError(
+            "--ranges: the student was finished for int8. Leave --precision out, or compress without the ranges."
+        )
+    for tower in load_ranges(settings.ranges) if settings.ranges else ():
+        if not bundle.manifest.variants_of(tower):
+            raise InputError(
+                f"--ranges {settings.ranges}: is of a student with a tower {tower!r}, {bundle.root} has none."
+            )
     for tower in settings.towers:
         if tower not in TOWERS:
             raise InputError(
@@ -319,6 +351,10 @@ def _warn(data: Data, settings: CompressSettings) -> None:
                 "--budget %s: one of the %d held-out pictures is %.1f points; nothing at all may change",
                 budget, held_out, 100 / held_out,
             )  # fmt: skip
+
+
+def _digest(settings: CompressSettings) -> str:
+    return hashlib.sha256(settings.ranges.read_bytes()).hexdigest() if settings.ranges else ""
 
 
 def _samples(data: Data) -> dict[str, int]:

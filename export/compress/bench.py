@@ -26,6 +26,7 @@ from edgeclip.export.linears import convolutions, linears
 from edgeclip.export.observe import at_once, session
 from edgeclip.export.passes import PassReport
 from edgeclip.export.precision import METHODS, Method, Request, convert
+from edgeclip.export.precision.finished import Finished
 from edgeclip.runtime.engines.onnxruntime_session import first_line
 
 Array = NDArray[Any]
@@ -93,12 +94,13 @@ class Bench:
         tower: one of TOWERS.
         references: rows of each tower's plain variant, see `reference_rows`.
         time_here: time graphs on this machine; False: the target's report says, or nothing does.
+        finished: how a student's layers were trained to be quantised, by layer; None: ranges are searched.
         for_gpu: bytes are those of TensorRT, symmetric and summed in 32 bits; this machine measures them in floats.
     """
 
     def __init__(
         self, bundle: Bundle, tower: Tower, data: Data, references: Mapping[Tower, Array], target: Target, *,
-        threads: int, time_here: bool, for_gpu: bool = False,
+        threads: int, time_here: bool, for_gpu: bool = False, finished: Mapping[str, Finished] | None = None,
     ) -> None:  # fmt: skip
         self.bundle, self.tower, self.data, self.target = bundle, tower, data, target
         self.references, self._other_rows = references, dict[str, Array]()
@@ -106,7 +108,7 @@ class Bench:
             tuple[str, str], Layers
         ] = {}  # (base, method) -> what it converts when nothing is left out
         self.threads, self._time_here = threads, time_here and not target.report
-        self._for_gpu = for_gpu
+        self._for_gpu, self._finished = for_gpu, finished
         self.bases = float_variants(bundle, tower)
         self.plain = self.bases[0]
 
@@ -265,6 +267,7 @@ class Bench:
             saturating=self.target.saturating and not self._for_gpu,
             activations="int8" if self._for_gpu else "uint8",
             threads=self.threads,
+            finished=self._finished,
         )
         request = request if fewest is None else replace(request, fewest=fewest)
         done = convert(read_graph(self.bundle, base), method, request)
