@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import BundleError, InputError
 from edgeclip.export.api import export_bundle
 from edgeclip.export.compress.api import CompressSettings
+from edgeclip.export.compress.curve import Tower
 from edgeclip.export.compress.together import export_compressed
 from edgeclip.export.distill import checks, page
 from edgeclip.export.distill.budget import choose
@@ -52,6 +53,7 @@ from edgeclip.export.distill.settings import (
 )
 from edgeclip.export.distill.teachers import SourceTeacher, Teachers, is_bundle, open_teachers
 from edgeclip.export.distill.timing import Took, threads, time_models
+from edgeclip.export.precision.finished import load_ranges
 from edgeclip.export.steps import Steps
 from edgeclip.files import new_folder, write_file
 from edgeclip.models.source import Source
@@ -286,9 +288,16 @@ def _exported(
         texts.write_text("\n".join(dict.fromkeys(lines)), encoding="utf-8")
         # its speed is the report's to tell, and the user asked for int8
         compress = CompressSettings(
-            methods=("int8",), ranges=ranges, images=pictures, texts=texts, unproven=True, overwrite=True
-        )
+            methods=("int8",), ranges=ranges, towers=_towers_in(ranges), images=pictures, texts=texts,
+            unproven=True, overwrite=True,
+        )  # fmt: skip
         return export_compressed(source, folder.bundle, settings=export, compress=compress)[1].bundle
+
+
+def _towers_in(ranges: Path) -> tuple[Tower, ...]:
+    """Those that have layers in int8; a tower may be too small for any."""
+    found = load_ranges(ranges)
+    return tuple(tower for tower in get_args(Tower) if tower in found)
 
 
 def _reported(
