@@ -2,6 +2,8 @@
 
 Command:  python examples/nano_moe/pairs.py DATA PAIRS
           edgeclip train examples/nano_moe/dense.py -o runs/base --set data=PAIRS/training.jsonl --set tokenizer=PAIRS/tokenizer.json
+Hours:    not measured alone (its cores were shared)
+Score:    0.66 held-out retrieval R@1 of the styles it learned from; 0.18 and 0.27 top-1 of Noto and Twemoji among 1,911 names
 """
 
 from edgeclip.bundle.manifest import Licence, Preprocessing
