@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe
-from edgeclip.bundle import Bundle, Licence, Preprocessing, Variant
+from edgeclip.bundle import Bundle, Licence, Preprocessing, Variant, open_bundle
 from edgeclip.export.api import ExportSettings, export_bundle
 from edgeclip.export.samples import pictures_in, pixels_of
 from edgeclip.models.clip import Clip, ImageTower
@@ -78,7 +78,9 @@ def activated(config: ImageConfig, hidden: float) -> float:
 
 
 def exported(made: Source, folder: Path, images: Path, threads: int) -> Bundle:
-    """Its bundle for onnxruntime and TensorRT alike."""
+    """Its bundle, made once: what lies there already is taken."""
+    if (folder / "bundle.json").is_file():
+        return open_bundle(folder)
     moe = FORMS if moe_layers(made.model) else ()
     settings = ExportSettings(targets=("portable",), moe=moe, images=images, threads=threads, overwrite=True)
     return export_bundle(made, folder, settings=settings).bundle
@@ -133,6 +135,8 @@ def measure(shape: str, args: argparse.Namespace) -> dict[str, Any]:
         made.name: exported(made, args.work / made.name, args.images, args.threads)
         for made in (mixture, wide, plain)
     }
+    if args.export_only:
+        return {}
     variants = {
         v.axes.moe: v
         for v in bundles[mixture.name].manifest.variants_of("image")
@@ -217,13 +221,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path(".cache/moe"), help="where bundles are made")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".cache/moe"), help="where bundles are made and kept"
+    )
+    parser.add_argument("--export-only", action="store_true", help="make the bundles and measure nothing")
     parser.add_argument("-o", "--output", type=Path, help="<output>.md and <output>.json")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     found = [measure(shape, args) for shape in args.shapes]
+    if args.export_only:
+        return
     about = ", ".join(describe().values())
     head = f"# Mixtures of experts in three forms\n\n{about}; onnxruntime-cpu, {args.threads} threads, fp32, random weights, median of {args.rounds} rounds that take turns.\n"
     text = "\n\n".join([head, *(table(one, args.batches) for one in found)]) + "\n"

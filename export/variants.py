@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgeclip.bundle import Axes, Experts, Preprocessing, Variant
 from edgeclip.errors import InputError
@@ -25,7 +26,7 @@ from edgeclip.export.targets import PORTABLE, expert_forms_for, why
 from edgeclip.export.tensorrt_rules import required
 from edgeclip.export.towers import Kind, TracedTower, check_merging, routing_of, tower_of, towers_of
 from edgeclip.export.uint8_input import take_uint8, uint8_port
-from edgeclip.export.weights import PIXELS, save_graphs
+from edgeclip.export.weights import PIXELS, Kept, save_graphs
 from edgeclip.models.source import Source
 
 if TYPE_CHECKING:
@@ -162,9 +163,12 @@ def write_towers(
         steps: times what is done, by name.
         asked: on which graphs that lose something will be compared.
     """
-    graphs = [
-        graph for kind in kinds for graph in _graphs(made, source, kind, flavours, settings, steps, asked)
-    ]
+    kept = Kept()  # what is traced again has its weights again: of ViT-L/14 with 4 experts 3 GB for each form
+    graphs = []
+    for kind in kinds:
+        for graph in _graphs(made, source, kind, flavours, settings, steps, asked):
+            kept.take(graph.model)
+            graphs.append(graph)
     with steps(f"write the {' and '.join(kinds)} tower{'s' if len(kinds) > 1 else ''}"):
         named = [(graph.id, graph.model) for graph in graphs]
         files = save_graphs(named, folder / GRAPHS, kinds[0], share=len(kinds) > 1)
@@ -211,10 +215,11 @@ def _graphs(
                 requires = {**flavour.requires, "tensorrt": required(model)}
                 if rows is not None:
                     made.lossy[name] = rows
-                graph = Graph(form, axes, requires, model, version.experts, version.trial)
+                graph = Graph(_ports(form), axes, requires, model, version.experts, version.trial)
                 yield graph
                 if kind == "detector":
                     yield _with_prompts(graph, source.embedding_dim)
+        del captured, tower, form, model, graph  # and their weights, before the next version brings its own
     if kind in asked.routings:
         yield _routing(made, source, kind, settings, steps, asked)
 
@@ -290,7 +295,12 @@ def _routing(
     if (golden := asked.golden.get(kind)) is not None:
         made.golden[f"{kind}_routing"] = _rows(tower, golden)
     requires = {**PORTABLE.requires, "tensorrt": required(model)}
-    return Graph(tower, axes, requires, model, experts_of(getattr(source.model, kind)))
+    return Graph(_ports(tower), axes, requires, model, experts_of(getattr(source.model, kind)))
+
+
+def _ports(tower: TracedTower) -> TracedTower:
+    """What a written graph still needs of its tower: all but the module and its weights."""
+    return replace(tower, module=nn.Identity(), examples=())
 
 
 def _with_prompts(graph: Graph, dim: int) -> Graph:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,6 +16,21 @@ PIXELS = ("image", "detector", "tokens")  # towers that take pictures, and may h
 ALIGNMENT = 4096  # bytes; a memory page
 MIN_BYTES = 1024  # of a tensor that moves out of the graph
 EMBED_BELOW = 8 << 20  # bytes of a graph's weights: such a tower keeps them in its graph files
+
+
+@dataclass
+class Kept:
+    """Large tensors of the graphs so far, each in memory once, however many graphs were traced from it."""
+
+    first: dict[bytes, ir.TensorProtocol] = field(default_factory=dict)  # by SHA-256 of its bytes
+
+    def take(self, model: ir.Model) -> None:
+        """Let a graph's tensors be those of the graphs before it, where they are equal in bytes and shape."""
+        for value, tensor in _large(model):
+            kind = f"{tensor.dtype}{tensor.shape}".encode()
+            value.const_value = self.first.setdefault(
+                hashlib.sha256(kind + tensor.tobytes()).digest(), tensor
+            )
 
 
 def save_graphs(

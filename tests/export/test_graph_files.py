@@ -15,7 +15,7 @@ from edgeclip.errors import InputError
 from edgeclip.export import weights
 from edgeclip.export.passes import copy_batch_sizes, remove_unused, share_initializers, store_fp16, tidy_names
 from edgeclip.export.targets import TARGETS, flavours_for
-from edgeclip.export.weights import ALIGNMENT, save_graphs
+from edgeclip.export.weights import ALIGNMENT, Kept, save_graphs
 
 
 def parsed(text: str, **initializers: NDArray[np.float32]) -> ir.Model:
@@ -32,6 +32,9 @@ def parsed(text: str, **initializers: NDArray[np.float32]) -> ir.Model:
                 if used is not None and used.name == name:
                     node.replace_input_with(i, value)
     return model
+
+
+MATMUL = "agraph (float[1, n] x) => (float[1, m] y) { y = MatMul(x, w) }"
 
 
 def run(model: ir.Model, **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -159,3 +162,14 @@ def test_targets_name_flavours() -> None:
         flavours_for(["portable", "coreml"])
     with pytest.raises(InputError, match="no target"):
         flavours_for([])
+
+
+def test_graphs_made_again_keep_one_copy_of_their_weights() -> None:
+    graphs = [parsed(MATMUL, w=np.ones((32, 64), np.float32)) for _ in range(2)]
+    graphs.append(parsed(MATMUL, w=np.ones((64, 32), np.float32)))  # equal bytes in another shape
+    kept = Kept()
+    for graph in graphs:
+        kept.take(graph)
+    tensors = [graph.graph.initializers["w"].const_value for graph in graphs]
+    assert tensors[0] is tensors[1]
+    assert [tensor and tensor.numpy().shape for tensor in tensors] == [(32, 64), (32, 64), (64, 32)]
