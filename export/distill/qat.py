@@ -123,7 +123,7 @@ def finish(
     learn, settle = _recipes(recipe, settings, output)
     begin = output / "start"
     if not begin.exists():
-        _write(begin, calibrated(student, _samples(student, recipe, settings), bytes_=settings.bytes_, saturating=settings.saturating, threads=settings.threads))  # fmt: skip
+        _write(begin, calibrated(student, samples(student, recipe, settings), bytes_=settings.bytes_, saturating=settings.saturating, threads=settings.threads))  # fmt: skip
     train(learn, output / "learn", progress=progress)
     ranges = _quantised(load_source(str(begin))).ranges()
     settle = replace(settle, frozen=(*settle.frozen, *ranges))
@@ -172,8 +172,12 @@ def _of_length(steps: int) -> dict[str, Any]:
     return {"steps": steps, "warmup_steps": steps // 10, "checkpoint_every": max(1, steps // 4)}
 
 
-def _samples(student: Source, recipe: Recipe, settings: QatSettings) -> Mapping[str, Array]:
-    """What the recipe's first batches hold, prepared and augmented as in training."""
+def samples(student: Source, recipe: Recipe, settings: QatSettings) -> Mapping[str, Array]:
+    """What the recipe's first batches hold, prepared and augmented as in training: tower -> its inputs.
+
+    Raises:
+        TrainingError: the recipe's batches hold no pictures and texts.
+    """
     batches = find_batches(recipe.batches)(recipe, student, Shard())
     pixels, ids, count = list[Array](), list[Array](), 0
     while count < settings.samples:
