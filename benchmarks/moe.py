@@ -6,7 +6,8 @@
 Shapes have random weights: experts are the dense tower's feed-forward, each moved by a tenth of its own spread, so that routes differ
 from token to token and experts from each other. Times take turns in one process, so that a busy machine slows all alike.
 
-"activated" counts the multiplications of what is computed for a picture; a form's share is that over the dense form's.
+GMAC are the multiplications of what is computed for a picture; "over its share" is a form's time over the dense form's, divided by the
+same ratio of multiplications: 1 where overhead costs nothing.
 """
 
 from __future__ import annotations
@@ -14,32 +15,43 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import logging
 import resource
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from benchmarks.machine import describe
-from edgeclip.bundle import Bundle, Licence, Preprocessing, Variant, open_bundle
-from edgeclip.export.api import ExportSettings, export_bundle
+from edgeclip.bundle import Axes, Licence, Preprocessing, Variant
+from edgeclip.export.capacity import DROP, capacities, factor, room_for_all
+from edgeclip.export.experts import DENSE, ExpertForm
+from edgeclip.export.onnx_graph import trace
+from edgeclip.export.parity import source_rows
+from edgeclip.export.routing import experts_of, watches
 from edgeclip.export.samples import pictures_in, pixels_of
+from edgeclip.export.towers import tower_of
+from edgeclip.export.weights import save_graphs
 from edgeclip.models.clip import Clip, ImageTower
 from edgeclip.models.config import ClipConfig, ImageConfig, MoeConfig, TransformerConfig
 from edgeclip.models.feed_forward import MoeMlp, moe_layers
 from edgeclip.models.source import Source
 from edgeclip.runtime.engines import EngineOptions, open_engine, run
+from edgeclip.runtime.fidelity import measure as compared
 
 # name -> (picture size, patch size, width, blocks, heads, embedding width)
 SHAPES = {"b16": (224, 16, 768, 12, 12, 512), "l14": (224, 14, 1024, 24, 16, 768)}
 EXPERTS, TOP_K = 4, 2
 MOVED = 0.1  # of a weight's own spread: how far an expert is from the others
-FORMS = ("dense", "gather", "capacity")
+
+Array = NDArray[Any]
+Rows = Callable[[Array], Array]  # (N, 3, H, W) pixels -> (N, D) unit rows
 
 
 def source(shape: str, hidden: int = 1, experts: int = 0) -> Source:
@@ -53,22 +65,21 @@ def source(shape: str, hidden: int = 1, experts: int = 0) -> Source:
         _relatives(mixture)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     spec = Preprocessing((size, size), "shortest_crop", "bicubic", mean, std)
-    name = f"{shape}-{experts or hidden}"
     return Source(
-        name, name, "clip", model, dim, "softmax", spec, None, b"", "cls", Licence("none"), "0" * 64
+        shape, shape, "clip", model, dim, "softmax", spec, None, b"", "cls", Licence("none"), "0" * 64
     )
 
 
 @torch.no_grad()
 def _relatives(mixture: MoeMlp) -> None:
     """Give every expert the first one's weights, moved a little."""
-    first = mixture.experts[0].state_dict()
+    first = {name: weight.clone() for name, weight in mixture.experts[0].named_parameters()}
     for expert in mixture.experts:
         for name, weight in expert.named_parameters():
             weight.copy_(first[name] + MOVED * first[name].std() * torch.randn_like(weight))
 
 
-def activated(config: ImageConfig, hidden: float) -> float:
+def gmac(config: ImageConfig, hidden: float) -> float:
     """Multiplications of a picture, in 1e9. `hidden`: times 4 W of each token's feed-forward. The last block has one token to compute."""
     t, w, layers = config.tokens, config.blocks.width, config.blocks.layers
     whole = t * (4 * w * w + 2 * t * w + hidden * 8 * w * w)
@@ -77,107 +88,104 @@ def activated(config: ImageConfig, hidden: float) -> float:
     return (whole * (layers - 1) + last + patches) / 1e9
 
 
-def exported(made: Source, folder: Path, images: Path, threads: int) -> Bundle:
-    """Its bundle, made once: what lies there already is taken."""
-    if (folder / "bundle.json").is_file():
-        return open_bundle(folder)
-    moe = FORMS if moe_layers(made.model) else ()
-    settings = ExportSettings(targets=("portable",), moe=moe, images=images, threads=threads, overwrite=True)
-    return export_bundle(made, folder, settings=settings).bundle
+def graph(made: Source, name: str, form: ExpertForm, folder: Path, threads: int) -> Rows:
+    """Trace, write and open the image tower in one form."""
+    tower = tower_of(made, "image", ("decomposed",), experts=form)
+    model, _ = trace(tower, tower.flavours[0])
+    files = save_graphs([(name, model)], folder, name)[name]
+    axes = Axes("fp32", "decomposed", tower.flavours[0].opset, moe=form.name)
+    variant = Variant(name, "image", axes, files, tower.inputs, tower.outputs)
+    engine = open_engine("onnxruntime-cpu", folder / files[0], variant, EngineOptions(threads=threads))
 
-
-def opened(
-    bundle: Bundle, variant: Variant, pixels: np.ndarray[Any, Any], threads: int
-) -> Callable[[], object]:
-    """What runs one batch."""
-    engine = open_engine(
-        "onnxruntime-cpu", bundle.root / variant.files[0], variant, EngineOptions(threads=threads)
-    )
-
-    def once() -> object:
+    def rows(pixels: Array) -> Array:
         slot = engine.slot(len(pixels), {"N": len(pixels)})
         slot.inputs["pixels"][:] = pixels
-        return run(engine, slot)
+        found: Array = run(engine, slot)["embeddings"].copy()
+        return found
 
-    return once
+    return rows
 
 
-def looped(made: Source, pixels: np.ndarray[Any, Any]) -> Callable[[], object]:
+def looped(made: Source) -> Rows:
     """PyTorch's own forward."""
-    assert isinstance(made.model.image, ImageTower)
-    tower, inputs = made.model.image, torch.from_numpy(pixels)
+    tower = made.model.image
+    assert tower is not None
 
-    def once() -> object:
+    def rows(pixels: Array) -> Array:
         with torch.inference_mode():
-            return tower(inputs)
+            found: Array = F.normalize(tower(torch.from_numpy(pixels)), dim=-1).numpy()
+        return found
 
-    return once
+    return rows
 
 
-def take_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def take_turns(contestants: dict[str, Rows], pixels: Array, rounds: int) -> dict[str, float]:
     """Median milliseconds a call."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
-        for name, once in contestants.items():
+        for name, rows in contestants.items():
             start = time.perf_counter()
-            once()
+            rows(pixels)
             if number:  # the first round warms up
                 times[name].append((time.perf_counter() - start) * 1e3)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def measure(shape: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One shape's rows."""
-    mixture, wide, plain = source(shape, experts=EXPERTS), source(shape, hidden=TOP_K), source(shape)
+    mixture = source(shape, experts=EXPERTS)
     assert isinstance(mixture.model.image, ImageTower)
-    config = mixture.model.image.config
-    bundles = {
-        made.name: exported(made, args.work / made.name, args.images, args.threads)
-        for made in (mixture, wide, plain)
+    assert mixture.preprocessing is not None
+    config, experts = mixture.model.image.config, experts_of(mixture.model.image)
+    assert experts is not None
+    pixels = pixels_of(pictures_in(args.images)[: args.count], mixture.preprocessing)
+    watching = watches([("image", mixture.model.image)])
+    want, _ = source_rows(mixture, pixels, None, watching)
+    assert want is not None
+    routing = watching["image"].routing()
+    places = {
+        "capacity": replace(experts, capacities=capacities(routing, DROP)),
+        "capacity, room for all": replace(experts, capacities=room_for_all(routing)),
     }
-    if args.export_only:
-        return {}
-    variants = {
-        v.axes.moe: v
-        for v in bundles[mixture.name].manifest.variants_of("image")
-        if v.axes.attention == "decomposed"
+    taken = zip(routing.counts, places["capacity"].capacities, strict=True)
+    dropped = sum(int(np.maximum(counts - np.asarray(most), 0).sum()) for counts, most in taken)
+    # name -> (times 4 W that a token's feed-forward costs, source, form)
+    rivals: dict[str, tuple[float, Source, ExpertForm]] = {
+        "dense tower": (1, source(shape), DENSE),
+        "dense tower, hidden x 2": (TOP_K, source(shape, hidden=TOP_K), DENSE),
+        "dense": (EXPERTS, mixture, DENSE),
+        "gather": (TOP_K, mixture, ExpertForm("gather")),
     }
-    capacity = variants["capacity"].experts
-    assert capacity is not None
-    choices = min(TOP_K, EXPERTS) * config.tokens
-    factor = float(np.mean([sum(counts) / choices for counts in capacity.capacities[:-1]]))
-    pixels = pixels_of(pictures_in(args.images)[: max(args.batches)], mixture.preprocessing)  # type: ignore[arg-type]
-    rows: dict[str, Any] = {}
-    for batch in args.batches:
-        part = pixels[:batch]
-        contestants = {
-            "dense tower": opened(bundles[plain.name], bundles[plain.name].manifest.variants[0], part, args.threads),
-            "dense tower, hidden x 2": opened(bundles[wide.name], bundles[wide.name].manifest.variants[0], part, args.threads),
-            **{form: opened(bundles[mixture.name], variants[form], part, args.threads) for form in FORMS},
-            "PyTorch's loop": looped(mixture, part),
-        }  # fmt: skip
-        for name, ms in take_turns(contestants, args.rounds).items():
-            rows.setdefault(name, {})[f"ms_batch_{batch}"] = ms
-        del contestants
+    for name, own in places.items():
+        form = ExpertForm("capacity", dict(zip(own.blocks, own.capacities, strict=True)))
+        rivals[name] = (TOP_K * factor(own, routing), mixture, form)
+    contestants: dict[str, Rows] = {}
+    for number, (name, (_, made, form)) in enumerate(rivals.items()):
+        contestants[name] = graph(made, f"graph{number}", form, folder, args.threads)
         gc.collect()
-    hidden = {
-        "dense tower": 1.0, "dense tower, hidden x 2": float(TOP_K), "dense": float(EXPERTS),
-        "gather": float(TOP_K), "capacity": TOP_K * factor, "PyTorch's loop": float(TOP_K),
-    }  # fmt: skip
-    for name, row in rows.items():
-        row["activated_gmac"] = activated(config, hidden[name])
-        found = variants[name].fidelity if name in variants else None
-        row["fidelity"] = found and asdict(found)
+    rows: dict[str, dict[str, Any]] = {
+        name: {"gmac": gmac(config, hidden)} for name, (hidden, _, _) in rivals.items()
+    }
+    for name in [name for name, (_, made, _) in rivals.items() if made is mixture]:
+        found = np.concatenate([contestants[name](pixels[i : i + 1]) for i in range(len(pixels))])
+        clear = ~routing.near_ties
+        rows[name]["max_abs"] = float(np.abs(want - found)[clear].max())
+        rows[name]["relative_distance"] = compared(want[clear], found[clear]).relative_distance
+    del rivals
+    contestants["PyTorch's loop"] = looped(mixture)
+    rows["PyTorch's loop"] = {"gmac": gmac(config, TOP_K)}
     for batch in args.batches:
-        key = f"ms_batch_{batch}"
-        for row in rows.values():
-            row[f"over_its_share_batch_{batch}"] = (row[key] / rows["dense"][key]) / (
-                row["activated_gmac"] / rows["dense"]["activated_gmac"]
-            )
+        times = take_turns(contestants, pixels[:batch], args.rounds)
+        for name, row in rows.items():
+            share = row["gmac"] / rows["dense"]["gmac"]
+            row[f"ms_batch_{batch}"] = times[name]
+            row[f"over_its_share_batch_{batch}"] = times[name] / times["dense"] / share
     return {
         "shape": shape,
-        "capacity": {"factor": factor, "dropped": capacity.dropped, "places": capacity.capacities},
-        "bytes": {name: sum(f.size for f in b.manifest.files.values()) for name, b in bundles.items()},
+        "pictures": len(pixels),
+        "near_ties": int(routing.near_ties.sum()),
+        "factors": {name: factor(own, routing) for name, own in places.items()},
+        "dropped": dropped / sum(int(counts.sum()) for counts in routing.counts),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         "rows": rows,
     }
@@ -185,30 +193,27 @@ def measure(shape: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: dict[str, Any], batches: list[int]) -> str:
     """One shape as Markdown."""
+    columns = "".join(f" batch {b}, ms | times as fast as dense | over its share |" for b in batches)
     lines = [
         f"## {found['shape']}: {EXPERTS} experts in every block, {TOP_K} to a token",
         "",
-        "| | GMAC | "
-        + " | ".join(f"batch {b}, ms | times the dense form's speed | over its share" for b in batches)
-        + " | max abs | near ties |",
+        f"| | GMAC |{columns} max abs to PyTorch | relative distance |",
         "|---|---|" + "---|---|---|" * len(batches) + "---|---|",
     ]
     for name, row in found["rows"].items():
-        cells = [f"{name} | {row['activated_gmac']:.1f}"]
+        cells = [name, f"{row['gmac']:.1f}"]
         for b in batches:
             ms, dense = row[f"ms_batch_{b}"], found["rows"]["dense"][f"ms_batch_{b}"]
-            cells.append(f"{ms:.0f} | {dense / ms:.2f} | {row[f'over_its_share_batch_{b}']:.2f}")
-        fit = row["fidelity"]
-        cells.append(
-            f"{fit['max_abs']:.1e} | {fit['near_ties']} of {fit['samples'] + fit['near_ties']}"
-            if fit
-            else "- | -"
-        )
+            cells += [f"{ms:.0f}", f"{dense / ms:.2f}", f"{row[f'over_its_share_batch_{b}']:.2f}"]
+        fit = "max_abs" in row
+        cells += [f"{row['max_abs']:.1e}", f"{row['relative_distance']:.4f}"] if fit else ["-", "-"]
         lines.append("| " + " | ".join(cells) + " |")
-    capacity = found["capacity"]
+    factors = found["factors"]
     lines += [
         "",
-        f"The capacity form's places are {capacity['factor']:.2f} times the choices; {capacity['dropped']:.2%} of the choices found none.",
+        f"{found['pictures']} photographs, {found['near_ties']} of them set aside for a token within 1e-5 of another choice. The capacity form has "
+        f"{factors['capacity']:.2f} times the places that an average photograph needs, and {found['dropped']:.2%} of the choices found none; with room "
+        f"for all it has {factors['capacity, room for all']:.2f} times. Peak memory of the comparison: {found['peak_gb']:.1f} GB.",
     ]
     return "\n".join(lines)
 
@@ -218,30 +223,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--count", type=int, default=16, help="photographs to compare on")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--work", type=Path, default=Path(".cache/moe"), help="where bundles are made and kept"
-    )
-    parser.add_argument("--export-only", action="store_true", help="make the bundles and measure nothing")
     parser.add_argument("-o", "--output", type=Path, help="<output>.md and <output>.json")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(args.threads)
-    args.work.mkdir(parents=True, exist_ok=True)
-    found = [measure(shape, args) for shape in args.shapes]
-    if args.export_only:
-        return
+    found = []
+    for shape in args.shapes:
+        with tempfile.TemporaryDirectory(prefix="edgeclip-moe-") as scratch:
+            found.append(measure(shape, args, Path(scratch)))
+        print(table(found[-1], args.batches), flush=True)
     about = ", ".join(describe().values())
-    head = f"# Mixtures of experts in three forms\n\n{about}; onnxruntime-cpu, {args.threads} threads, fp32, random weights, median of {args.rounds} rounds that take turns.\n"
-    text = "\n\n".join([head, *(table(one, args.batches) for one in found)]) + "\n"
-    print(text)
+    head = f"# Mixtures of experts in three forms\n\n{about}; onnxruntime-cpu, {args.threads} threads, fp32, random weights, median of {args.rounds} rounds that take turns."
     if args.output:
+        text = "\n\n".join([head, *(table(one, args.batches) for one in found)]) + "\n"
         args.output.with_suffix(".md").write_text(text)
-        args.output.with_suffix(".json").write_text(
-            json.dumps({"machine": describe(), "shapes": found}, indent=1, default=str) + "\n"
-        )
+        record = {"machine": describe(), "shapes": found}
+        args.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
