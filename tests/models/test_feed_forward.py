@@ -317,7 +317,10 @@ def test_a_stack_of_another_depth_is_refused() -> None:
 def test_how_many_experts_a_token_takes_is_part_of_what_an_embedding_means() -> None:
     blocks = TransformerConfig(16, 1, 2, 32, moe=MoeConfig((3,), 2))
     plain = replace(blocks, moe=None)
-    image, text = ImageConfig(blocks, (16, 16), 8), TextConfig(plain, vocab_size=300, context_length=16, eos_id=1)
+    image, text = (
+        ImageConfig(blocks, (16, 16), 8),
+        TextConfig(plain, vocab_size=300, context_length=16, eos_id=1),
+    )
     both = ClipConfig(8, image, text)
     one = replace(both, image=replace(image, blocks=replace(blocks, moe=MoeConfig((3,), 1))))
     assert (both.pooling, one.pooling) == ("cls/eos top 2/0", "cls/eos top 1/0")

@@ -112,7 +112,9 @@ def test_what_names_nothing_is_said_in_one_line(spec: str, message: str, hub: Pa
 
 
 def test_folders_of_no_format_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no known checkpoint \(edgeclip, Hugging Face, OpenCLIP, CLIP-MoE\)"):
+    with pytest.raises(
+        SourceError, match=r"no known checkpoint \(edgeclip, Hugging Face, OpenCLIP, CLIP-MoE\)"
+    ):
         load_source(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SourceError, match="model_type is 'bert'"):
