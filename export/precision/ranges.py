@@ -77,6 +77,8 @@ def see(
         inputs: (N, ...) for its one input.
         counting: of some values the name of another, (..., Z): a row counts where that is not 0 throughout. See experts.py.
     """
+    if not values:
+        return {}
     counting = {name: by for name, by in (counting or {}).items() if name in values}
     found: dict[str, Seen] = {}
     draw = np.random.default_rng(0)
