@@ -26,7 +26,8 @@ class Inputs:
     def through_bytes(self, x: ir.Value, found: ByteRange) -> ir.Value:
         """x behind its bytes, in this range or in the one that it has already."""
         if x not in self._made:
-            self._made[x] = found, through_bytes(self._graph, _lifted(self._graph, x), found)
+            given = _lifted(self._graph, x) if found.zero.dtype == np.uint8 else x
+            self._made[x] = found, through_bytes(self._graph, given, found)
         return self._made[x][1]
 
 
@@ -48,7 +49,10 @@ def integer_product(
 
 
 def _lifted(graph: ir.Graph, x: ir.Value) -> ir.Value:
-    """(R, K) as (1, R, K): of a product of rows and its bias onnxruntime makes a Gemm, which it then computes in floats."""
+    """(R, K) as (1, R, K): of a product of rows and its bias onnxruntime makes a Gemm, which it then computes in floats.
+
+    Not for int8 inputs, which are TensorRT's: its sums hold what onnxruntime's kernels cut off on older processors.
+    """
     if x.shape is None or len(x.shape) != 2 or (maker := x.producer()) is None:
         return x
     node = ir.node("Unsqueeze", [x, _axis(graph)])
