@@ -27,7 +27,7 @@ from edgeclip.export.precision.ranges import ByteRange
 from edgeclip.export.precision.weights8 import LARGEST, PAIR, Bytes, largest_pair
 from edgeclip.files import write_file
 
-FORMAT, VERSION = "edgeclip.finished", "1"
+FORMAT = "edgeclip.finished 1"  # one entry, for safetensors writes several in any order
 NAME = "finished.safetensors"
 OFF_GRID = (
     0.1  # of a byte. A weight of another student lies anywhere; one stored as fp16 moves by 0.06 at most
@@ -133,7 +133,7 @@ def save_ranges(path: Path, towers: Towers) -> None:
         for name, known in layers.items()
         for part, value in (("scale", known.x.scale), ("zero", known.x.zero), ("largest", known.largest))
     }
-    write_file(path, save(arrays, metadata={"format": FORMAT, "version": VERSION}))
+    write_file(path, save(arrays, metadata={"format": FORMAT}))
 
 
 def load_ranges(path: Path) -> dict[str, dict[str, Finished]]:
@@ -142,8 +142,8 @@ def load_ranges(path: Path) -> dict[str, dict[str, Finished]]:
     try:
         with safe_open(path, "np") as file:
             said = file.metadata() or {}
-            if (said.get("format"), said.get("version")) != (FORMAT, VERSION):
-                raise ValueError(f"its format is {said.get('format')!r}, version {said.get('version')!r}")
+            if said.get("format") != FORMAT:
+                raise ValueError(f"its format is {said.get('format')!r}")
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         for key in arrays:
             tower, name, part = key.split("/")
