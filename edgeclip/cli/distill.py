@@ -37,7 +37,7 @@ Several GPUs: torchrun --nproc-per-node 4 -m edgeclip distill ...
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("teachers", nargs=-1, required=True, metavar="TEACHER...")
+@click.argument("teachers", nargs=-1, required=True, metavar="TEACHERS...")
 @click.option(
     "--student", "students", multiple=True, metavar="NAME",
     help="What learns: half, half-depth, 39m-16, ..., inherit:image.layers=6, timm:NAME, dense:mean, new:half, a source, or recipe.",
@@ -130,9 +130,10 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Teach a small student what a large model knows, and leave it as a verified bundle.
+    """Teach a small student what a large model knows.
 
-    TEACHER is any source or bundle; several are an ensemble. Exit code 1 when the bundle does not agree with its student.
+    TEACHERS are sources or bundles; several are an ensemble. Leaves a verified bundle and a report.
+    Exit code 1 when the bundle does not agree with its student.
     """
     from edgeclip.cli.export import need_export_extra
 

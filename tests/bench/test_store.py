@@ -15,6 +15,7 @@ from edgeclip.bench.reading import open_report, to_json
 from edgeclip.bench.report import Report, TowerUsed
 from edgeclip.bench.store import attach, attached, keep, kept
 from edgeclip.bundle import Bundle, check_hashes, open_bundle, pack_zip
+from edgeclip.bundle.manifest import FORMAT_VERSION
 from edgeclip.errors import CheckFailed, InputError
 from edgeclip.runtime.verify import verify
 from tests.bench.reports import make_bare_report
@@ -156,7 +157,7 @@ def test_bundles_of_before_open_as_they_did(toy: Bundle) -> None:
     """1.1 has no `reports`; and what reads 1.1 passes the new field over."""
     text = (toy.root / "bundle.json").read_text()
     body = text.rpartition(',\n "digest"')[0].replace(
-        '"version": [\n  1,\n  3\n ]', '"version": [\n  1,\n  1\n ]'
+        f'"version": [\n  1,\n  {FORMAT_VERSION[1]}\n ]', '"version": [\n  1,\n  1\n ]'
     )
     assert body != text.rpartition(',\n "digest"')[0]
     old = body.replace(' "reports": [],\n', "")

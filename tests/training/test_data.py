@@ -328,9 +328,9 @@ def test_photographs_as_a_folder() -> None:
 
 
 def test_truncation_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    from edgeclip.models.training.loop import _told_once
+    from edgeclip.models.training.loop import told_once
 
-    with caplog.at_level(logging.WARNING), _told_once():
+    with caplog.at_level(logging.WARNING), told_once():
         logger = logging.getLogger("edgeclip.runtime.text.tokenize")
         logger.warning("cut")
         logger.warning("cut")
