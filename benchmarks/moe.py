@@ -201,11 +201,14 @@ def measure(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
     }
 
 
-def table(found: dict[str, Any], batches: list[int]) -> str:
+def table(found: dict[str, Any]) -> str:
     """One shape as Markdown."""
+    batches, about = found["batches"], ", ".join(found["machine"].values())
     columns = "".join(f" batch {b}, ms | times as fast as dense | over its share |" for b in batches)
     lines = [
         f"## {found['shape']}: {EXPERTS} experts in every block, {TOP_K} to a token",
+        "",
+        f"{about}; onnxruntime-cpu, {found['threads']} threads, fp32, random weights, median of {found['rounds']} rounds that take turns.",
         "",
         f"| | GMAC |{columns} max abs to PyTorch | relative distance |",
         "|---|---|" + "---|---|---|" * len(batches) + "---|---|",
@@ -240,18 +243,28 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="<output>.md and <output>.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = []
     for shape in args.shapes:
         with tempfile.TemporaryDirectory(prefix="edgeclip-moe-") as scratch:
-            found.append(measure(shape, args, Path(scratch)))
-        print(table(found[-1], args.batches), flush=True)
-    about = ", ".join(describe().values())
-    head = f"# Mixtures of experts in three forms\n\n{about}; onnxruntime-cpu, {args.threads} threads, fp32, random weights, median of {args.rounds} rounds that take turns."
-    if args.output:
-        text = "\n\n".join([head, *(table(one, args.batches) for one in found)]) + "\n"
-        args.output.with_suffix(".md").write_text(text)
-        record = {"machine": describe(), "shapes": found}
-        args.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+            found = measure(shape, args, Path(scratch))
+        found |= {
+            "machine": describe(),
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "batches": args.batches,
+        }
+        print(table(found), flush=True)
+        if args.output:
+            _write(args.output, found)
+
+
+def _write(output: Path, found: dict[str, Any]) -> None:
+    """Put one shape's figures beside those of the others that stand there."""
+    record = output.with_suffix(".json")
+    shapes = json.loads(record.read_text()) if record.is_file() else {}
+    shapes[found["shape"]] = found
+    record.write_text(json.dumps(shapes, indent=1) + "\n")
+    text = "\n\n".join(["# Mixtures of experts in three forms", *map(table, shapes.values())])
+    output.with_suffix(".md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
