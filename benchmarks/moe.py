@@ -203,7 +203,7 @@ def measure(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 def table(found: dict[str, Any]) -> str:
     """One shape as Markdown."""
-    batches, about = found["batches"], ", ".join(found["machine"].values())
+    batches, about = found["batches"], ", ".join(f"{key} {value}" for key, value in found["machine"].items())
     columns = "".join(f" batch {b}, ms | times as fast as dense | over its share |" for b in batches)
     lines = [
         f"## {found['shape']}: {EXPERTS} experts in every block, {TOP_K} to a token",
