@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.export.traced import Linear, TracedMlp
-from edgeclip.models.feed_forward import Mlp, MoeMlp
+from edgeclip.models.feed_forward import Mlp, MoeMlp, chosen, ranks
 
 FormName = Literal["dense", "gather", "capacity"]
 # In place of a router's logit that was not chosen: its exponential is zero in every precision.
@@ -35,17 +35,6 @@ class ExpertForm:
 
 
 DENSE = ExpertForm()
-
-
-def ranks(values: Tensor) -> Tensor:
-    """(..., T) -> (..., T) int32: how many entries come before each, largest first; of equal ones the lower index comes first.
-
-    By comparison, not by sorting: engines differ in how they order equal values, and whole numbers are exact in every precision.
-    """
-    order = torch.arange(values.shape[-1], dtype=torch.int32)
-    own, other = values[..., :, None], values[..., None, :]
-    tied = (other == own) & (order < order[:, None])  # row = own
-    return ((other > own).int() + tied.int()).sum(dim=-1, dtype=torch.int32)
 
 
 class TracedExperts(nn.Module):
@@ -69,7 +58,7 @@ class TracedExperts(nn.Module):
     def shares(self, x: Tensor) -> Tensor:
         """(N, T, W) -> (N, T, E): what each expert counts for each token, 0 where it was not chosen."""
         logits = self.router(x)
-        kept = torch.where(ranks(logits) < self.top_k, logits, LEFT_OUT)
+        kept = torch.where(chosen(logits, self.top_k), logits, LEFT_OUT)
         shares: Tensor = kept.softmax(dim=-1)
         return shares
 

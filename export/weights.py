@@ -64,10 +64,13 @@ def _large(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
 def _share(tensors: Sequence[tuple[ir.Value, ir.TensorProtocol]], folder: Path, stem: str) -> str:
     """Write each different tensor once and point every value at its place. -> the file's name."""
     places: dict[bytes, tuple[int, int]] = {}  # SHA-256 of a tensor's bytes -> offset, length
-    keys = []
+    keys, known = [], dict[int, bytes]()  # a tensor that graphs have in common is read once
     scratch = folder / f".{stem}.bin"
     with scratch.open("wb") as stream:
         for _, tensor in tensors:
+            if id(tensor) in known:
+                keys.append(known[id(tensor)])
+                continue
             raw = tensor.tobytes()
             key = hashlib.sha256(raw).digest()
             if key not in places:
@@ -75,6 +78,7 @@ def _share(tensors: Sequence[tuple[ir.Value, ir.TensorProtocol]], folder: Path, 
                 places[key] = (stream.tell(), len(raw))
                 stream.write(raw)
             keys.append(key)
+            known[id(tensor)] = key
     name = f"{stem}-{hashlib.sha256(b''.join(places)).hexdigest()[:12]}.bin"
     scratch.replace(folder / name)
     for (value, tensor), key in zip(tensors, keys, strict=True):

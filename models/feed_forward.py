@@ -38,13 +38,21 @@ class Mlp(nn.Module):
         return self.fc2(activate(self.fc1(x), self.activation))  # type: ignore[no-any-return]
 
 
+def ranks(values: Tensor) -> Tensor:
+    """(..., E) -> (..., E) int32: how many entries come before each, largest first; of equal ones the lower index comes first.
+
+    By comparison, not by sorting, in the model and in its graphs alike: engines differ in how they order equal values, and whole
+    numbers are exact in every precision.
+    """
+    order = torch.arange(values.shape[-1], dtype=torch.int32, device=values.device)
+    own, other = values[..., :, None], values[..., None, :]
+    tied = (other == own) & (order < order[:, None])  # row = own
+    return ((other > own).int() + tied.int()).sum(dim=-1, dtype=torch.int32)
+
+
 def chosen(logits: Tensor, k: int) -> Tensor:
-    """(..., E) router logits -> (..., E) bool: the k largest. Of equal ones the lower index comes first, on every engine."""
-    experts = logits.shape[-1]
-    other, own = logits[..., None, :], logits[..., :, None]
-    earlier = torch.ones(experts, experts, dtype=torch.bool, device=logits.device).tril(-1)  # [own, other]
-    before: Tensor = (other > own) | ((other == own) & earlier)
-    return before.sum(dim=-1) < k
+    """(..., E) router logits -> (..., E) bool: the k largest, see `ranks`."""
+    return ranks(logits) < k
 
 
 def gates(logits: Tensor, k: int) -> Tensor:

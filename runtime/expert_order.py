@@ -21,9 +21,19 @@ _Named = TypeVar("_Named", bound=Variant)
 
 
 def in_order(variants: Sequence[_Named], engine: str) -> list[_Named]:
-    """Variants as an engine of ENGINES would rather have them: by form; else as they stand. Those without experts come first."""
+    """Variants as an engine of ENGINES would rather have them: of those that differ in form, by form; else as they stand.
+
+    So a graph in int8 that the manifest prefers stays before one in fp32 of any form.
+    """
     order = ("none", *ORDER.get(engine, _FIXED))
-    return sorted(variants, key=lambda variant: order.index(variant.axes.moe))
+    kinds = list(dict.fromkeys(map(_kind, variants)))
+    return sorted(variants, key=lambda one: (kinds.index(_kind(one)), order.index(one.axes.moe)))
+
+
+def _kind(variant: Variant) -> tuple[object, ...]:
+    """What two forms of one graph have in common."""
+    axes = variant.axes
+    return variant.tower, axes.head, axes.precision, axes.activations, axes.token_merging, axes.input
 
 
 def loses(variant: Variant) -> str:

@@ -28,14 +28,13 @@ from edgeclip.export.experts import (
     ExpertForm,
     GatherExperts,
     TracedExperts,
-    ranks,
 )
 from edgeclip.export.onnx_graph import capture, check, count, write
 from edgeclip.export.routing_towers import image_routing, text_routing
 from edgeclip.export.targets import PORTABLE
 from edgeclip.export.tensorrt_rules import problems
 from edgeclip.export.towers import TracedTower, tower_of
-from edgeclip.models.feed_forward import MoeMlp, chosen, recorded
+from edgeclip.models.feed_forward import MoeMlp, chosen, ranks, recorded
 from tests.export.traced import PIXELS, assert_rows, make_ids, opened, wanted
 from tests.mixtures import moe_source
 from tests.mutants import broken
@@ -254,8 +253,10 @@ def test_ranks_are_a_stable_sort() -> None:
     values = torch.tensor([[0.5, 1.0, 0.5, 2.0, 1.0, 0.0]])
     assert ranks(values).tolist() == [[3, 1, 4, 0, 2, 5]]
     logits = torch.randint(0, 3, (50, 5)).float()
+    first = logits.argsort(dim=-1, descending=True, stable=True)
     for k in (1, 2, 5):
-        assert torch.equal(ranks(logits) < k, chosen(logits, k))
+        want = torch.zeros(50, 5, dtype=torch.bool).scatter(1, first[:, :k], True)
+        assert torch.equal(chosen(logits, k), want)
 
 
 FAULTS: dict[str, tuple[str, type, str, str, str]] = {
@@ -265,7 +266,7 @@ FAULTS: dict[str, tuple[str, type, str, str, str]] = {
     "one place fewer": ("capacity", CapacityExperts, "mix", "places < self.limits", "places < self.limits - 1"),
     "a hole where a choice was dropped": ("capacity", CapacityExperts, "mix", "kept / torch.where(total > 0, total, 1.0)", "kept"),
     "the earliest tokens, not the most wanted": ("capacity", CapacityExperts, "mix", "ranks(shares.transpose(1, 2))", "ranks((shares.transpose(1, 2) > 0).float())"),
-    "every expert chosen": ("dense", TracedExperts, "shares", "< self.top_k", "<= self.top_k"),
+    "every expert chosen": ("dense", TracedExperts, "shares", "self.top_k)", "self.top_k + 1)"),
 }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_a_variant_without_experts_and_what_was_proven_keep_their_places(tmp_pat
     variants = (elsewhere, gather, dense, capacity, merged, text)
     tower = Tower(replace(bundle, manifest=replace(bundle.manifest, variants=variants)), "image")
     found = [variant.id for variant in tower._candidates("onnxruntime-cpu")]
-    assert found == [gather.id, dense.id, "merged", capacity.id, "elsewhere"]
+    assert found == [gather.id, dense.id, capacity.id, "merged", "elsewhere"]
 
 
 def test_the_capacity_form_is_never_taken_in_silence(
@@ -129,3 +129,14 @@ def test_a_user_names_a_form(tmp_path: Path) -> None:
         edgeclip.EngineError, match="no variant 'image-fp32-sparse'; it has image-fp32-gather"
     ):
         edgeclip.load(bundle, variants=["image-fp32-sparse"])
+
+
+def test_what_the_manifest_prefers_stays_before_other_forms_of_another_precision(tmp_path: Path) -> None:
+    image = mixed(tmp_path / "bundle", ALL).manifest.variants[0]
+    names = ["int8-dense", "fp32-capacity", "fp32-dense", "fp32-gather"]
+    variants = [
+        replace(image, id=name, axes=Axes(precision=name.split("-")[0], moe=name.split("-")[1]))  # type: ignore[arg-type]
+        for name in names
+    ]
+    found = [one.id for one in in_order(variants, "onnxruntime-cpu")]
+    assert found == ["int8-dense", "fp32-gather", "fp32-dense", "fp32-capacity"]
