@@ -15,7 +15,7 @@ import onnx_ir as ir
 PIXELS = ("image", "detector", "tokens")  # towers that take pictures, and may have layers in common
 ALIGNMENT = 4096  # bytes; a memory page
 MIN_BYTES = 1024  # of a tensor that moves out of the graph
-EMBED_BELOW = 8 << 20  # bytes of a graph's weights: such a tower keeps them in its graph files
+EMBED_BELOW = 8 << 20  # bytes of all its graphs' weights: such a tower keeps them in its graph files
 
 
 @dataclass
@@ -48,7 +48,7 @@ def save_graphs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shared: tuple[str, ...] = ()
-    if share or any(sum(tensor.nbytes for _, tensor in _large(model)) >= EMBED_BELOW for _, model in models):
+    if share or sum(tensor.nbytes for _, model in models for _, tensor in _large(model)) >= EMBED_BELOW:
         shared = (_share([pair for _, model in models for pair in _large(model)], folder, stem),)
     for name, model in models:
         ir.save(model, folder / f"{name}.onnx")

@@ -164,6 +164,14 @@ def test_targets_name_flavours() -> None:
         flavours_for([])
 
 
+@pytest.mark.parametrize(("graphs", "files"), [(2, 0), (3, 1)])
+def test_many_graphs_of_a_small_tower_share_their_weights(graphs: int, files: int, tmp_path: Path) -> None:
+    weight = np.ones((1024, 750), np.float32)  # 3 MB
+    named = [(f"image-{i}", parsed(MATMUL, w=weight)) for i in range(graphs)]
+    save_graphs(named, tmp_path, "image")
+    assert len(list(tmp_path.glob("*.bin"))) == files
+
+
 def test_graphs_made_again_keep_one_copy_of_their_weights() -> None:
     graphs = [parsed(MATMUL, w=np.ones((32, 64), np.float32)) for _ in range(2)]
     graphs.append(parsed(MATMUL, w=np.ones((64, 32), np.float32)))  # equal bytes in another shape
