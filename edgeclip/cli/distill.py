@@ -19,7 +19,7 @@ EXAMPLES = """\b
 Examples:
   edgeclip distill hf:openai/clip-vit-base-patch16 --student half --data pairs.csv -o student
   edgeclip distill ./teacher --student 39m-16 --data pairs.csv -o student --dry-run
-  edgeclip distill ./teacher bundle:hf:ORG/OTHER --student nano --data shards/ -o student      an ensemble
+  edgeclip distill ./teacher bundle:hf:ORG/OTHER --student half --data shards/ -o student      an ensemble
   edgeclip distill ./teacher --student timm:mobilenetv3_small_100 --data photos/ --text-bank texts.txt -o student
   edgeclip distill ./teacher --student half --data pairs.csv -o student --objectives feature_mse:4,affinity:1 --set steps=2000
 

@@ -271,11 +271,12 @@ def _write_start(folder: Folder, ready: Prepared) -> None:
 def _exported(
     source: Source, data: Data, ranges: Path | None, folder: Folder, settings: DistillSettings
 ) -> Bundle:
-    """The student as a bundle, int8 where it was finished for that; one that was made of the same weights is kept."""
+    """The student as a bundle, int8 where it was finished for that; one that was made of the same weights for the same targets is kept."""
     with contextlib.suppress(BundleError):
         if folder.bundle.exists():
             there = open_bundle(str(folder.bundle))
-            if there.manifest.source_digest == source.digest:
+            wanted = source.digest, list(settings.export.targets)
+            if (there.manifest.source_digest, there.manifest.provenance.get("targets")) == wanted:
                 return there
     export = replace(settings.export, overwrite=True)
     if ranges is None:

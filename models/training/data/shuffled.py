@@ -32,7 +32,8 @@ class Shuffled:
         self.held_out = held_out[: recipe.validation_pairs]
         if len(self.train) < self._size:
             raise TrainingError(
-                f"{recipe.data}: {len(self.train)} training pairs ({len(held_out)} held out), fewer than batch_size {self._size}."
+                f"{recipe.data}: {len(self.train)} training pairs ({len(held_out)} held out), fewer than batch_size {self._size}. "
+                f"Bring more pairs, or set batch_size to {max(2, len(self.train))} or less."
             )
         self.fingerprint = fingerprint_of(keys)
         self._order = lru_cache(maxsize=2)(self._shuffled)

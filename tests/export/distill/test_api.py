@@ -66,7 +66,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def lends(source: Source, output: Path, *, settings: ExportSettings) -> ExportReport:
     """In place of an export, which takes seconds: another model's graphs, said to be this source's."""
     shutil.copytree(open_bundle("nano").root, output, dirs_exist_ok=True)
-    facts = replace(open_bundle("nano").manifest, source_digest=source.digest, licence=source.licence)
+    facts = replace(
+        open_bundle("nano").manifest,
+        source_digest=source.digest,
+        licence=source.licence,
+        provenance={"targets": list(settings.targets)},
+    )
     return ExportReport(seal(output, facts), (), {}, {}, ())
 
 
@@ -184,6 +189,21 @@ def test_killed_between_phases_it_ends_as_if_never_killed(
     assert (
         open_bundle(str(tmp_path / "student/bundle")).digest == open_bundle(str(finished / "bundle")).digest
     )
+
+
+def test_other_targets_are_exported_again(
+    finished: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "student")
+
+    def kill(*arguments: Any, **named: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(api, "export_bundle", kill)
+    assert distill([teacher], "half-width", tmp_path / "student", settings(), progress=False)
+    other = replace(settings(), export=ExportSettings(targets=("onnxruntime",)))
+    with pytest.raises(Killed):
+        distill([teacher], "half-width", tmp_path / "student", other, progress=False)
 
 
 def test_a_folder_is_of_one_student(finished: Path, teacher: str, tmp_path: Path) -> None:
