@@ -29,7 +29,7 @@ import numpy as np
 
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.export.distill.calibrated import calibrated, check_finishable, finished
-from edgeclip.export.distill.settings import Begun, started
+from edgeclip.export.distill.settings import started
 from edgeclip.export.linears import Array
 from edgeclip.export.precision import ByteType
 from edgeclip.export.precision.finished import NAME, save_ranges
@@ -42,6 +42,7 @@ from edgeclip.models.training.checkpoint import write_source
 from edgeclip.models.training.data import batches as find_batches
 from edgeclip.models.training.distributed import Shard, pick_device
 from edgeclip.models.training.recipe import Recipe
+from edgeclip.models.training.starts import InFolder
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,9 @@ def _recipes(recipe: Recipe, settings: QatSettings, output: Path) -> tuple[Recip
         optimizer="adamw",
         learning_rate=settings.learning_rate,
     )
-    first = replace(own, **_of_length(settings.steps - steps), model=Begun(output / "start"), schedule="constant", ship="last")  # fmt: skip
+    first = replace(own, **_of_length(settings.steps - steps), model=InFolder(output / "start"), schedule="constant", ship="last")  # fmt: skip
     return first, replace(
-        own, **_of_length(steps), model=Begun(output / "learn" / "model"), schedule="cosine"
+        own, **_of_length(steps), model=InFolder(output / "learn" / "model"), schedule="cosine"
     )
 
 

@@ -11,12 +11,10 @@ from edgeclip.errors import InputError, TrainingError
 from edgeclip.export.api import ExportSettings
 from edgeclip.export.distill.budget import Percentile
 from edgeclip.export.distill.reinforce import ReinforceSettings
-from edgeclip.models.resolution import at_resolution
-from edgeclip.models.source import Source
-from edgeclip.models.sources import load_source
 from edgeclip.models.training.data.unlabelled import UNPAIRED
 from edgeclip.models.training.recipe import Recipe
 from edgeclip.models.training.recipes import load_recipe
+from edgeclip.models.training.starts import InFolder
 
 
 @dataclass(frozen=True)
@@ -115,18 +113,6 @@ class Folder:
         return self.root / "report.json"
 
 
-class Begun:
-    """A recipe's model: the student that lies in a folder. A recipe names it without the folder, so that a moved run is resumed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, recipe: Recipe) -> Source:
-        """The source, at the recipe's resolution."""
-        source = load_source(str(self.folder))
-        return at_resolution(source, (recipe.resolution,) * 2) if recipe.resolution else source
-
-
 RECIPE = "recipe"  # the student that the recipe itself describes
 _OF_STARTS = ("init_from", "clip", "tokenizer", "experts", "top_k", "expert_layers", "expert_towers")
 
@@ -164,4 +150,4 @@ def started(recipe: Recipe) -> Recipe:
 
 def placed(recipe: Recipe, folder: Folder) -> Recipe:
     """The recipe of the run in this folder."""
-    return replace(recipe, model=Begun(folder.start), teacher_data=str(folder.reinforced))
+    return replace(recipe, model=InFolder(folder.start), teacher_data=str(folder.reinforced))

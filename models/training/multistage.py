@@ -41,7 +41,7 @@ from edgeclip.models.training.distributed import Shard
 from edgeclip.models.training.loop import TrainResult, rehearse, told_once, train
 from edgeclip.models.training.plan import START, Upcycling
 from edgeclip.models.training.recipe import Recipe
-from edgeclip.models.training.starts import start
+from edgeclip.models.training.starts import InFolder, start
 from edgeclip.models.upcycling import assembled, feed_forwards, upcycled
 
 log = logging.getLogger(__name__)
@@ -260,16 +260,6 @@ class _Stages:
                 shutil.copytree(self.output / "router" / "model", scratch, dirs_exist_ok=True)
 
 
-class _Opened:
-    """A recipe's model: the source in a folder. The run's record then holds no path, so that the whole folder may be moved."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, recipe: Recipe) -> Source:
-        return load_source(str(self._folder))
-
-
 class _Held:
     """A recipe's model: a copy of one in memory."""
 
@@ -285,7 +275,7 @@ def _starting(recipe: Recipe, start_from: Path | Callable[[Recipe], Source]) -> 
     usual = Recipe()
     found = {name: getattr(usual, name) for name in START}
     return replace(
-        recipe, **{**found, "model": _Opened(start_from) if isinstance(start_from, Path) else start_from}
+        recipe, **{**found, "model": InFolder(start_from) if isinstance(start_from, Path) else start_from}
     )
 
 

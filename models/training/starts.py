@@ -80,6 +80,18 @@ def sparsely_upcycled(recipe: Recipe) -> Source:
     )
 
 
+class InFolder:
+    """A recipe's model: the source in a folder. A run's record then holds no path, so that what was begun may be moved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, recipe: Recipe) -> Source:
+        """The source, at the recipe's resolution."""
+        source = load_source(str(self.folder))
+        return at_resolution(source, (recipe.resolution,) * 2) if recipe.resolution else source
+
+
 def region_encoder(recipe: Recipe) -> Source:
     """The source, and a dense map of its image tower that boxes are pooled from (models/regions.py)."""
     return with_regions(from_source(recipe))
