@@ -48,7 +48,6 @@ from edgeclip.runtime.fidelity import measure as compared
 # name -> (picture size, patch size, width, blocks, heads, embedding width)
 SHAPES = {"b16": (224, 16, 768, 12, 12, 512), "l14": (224, 14, 1024, 24, 16, 768)}
 EXPERTS, TOP_K = 4, 2
-TOGETHER = 3  # contestants beside the dense form that take turns
 MOVED = 0.1  # of a weight's own spread: how far an expert is from the others
 
 Array = NDArray[Any]
@@ -150,45 +149,47 @@ def measure(shape: str, args: argparse.Namespace, folder: Path) -> dict[str, Any
     }
     taken = zip(routing.counts, places["capacity"].capacities, strict=True)
     dropped = sum(int(np.maximum(counts - np.asarray(most), 0).sum()) for counts, most in taken)
-    # name -> (times 4 W that a token's feed-forward costs, source, form)
-    rivals: dict[str, tuple[float, Source, ExpertForm]] = {
-        "dense tower": (1, source(shape), DENSE),
-        "dense tower, hidden x 2": (TOP_K, source(shape, hidden=TOP_K), DENSE),
-        "dense": (EXPERTS, mixture, DENSE),
-        "gather": (TOP_K, mixture, ExpertForm("gather")),
+    # name -> (times 4 W that a token's feed-forward costs, form; sources of a graph's own are made when it is their turn: large ones fill the memory)
+    rivals: dict[str, tuple[float, ExpertForm]] = {
+        "dense tower": (1, DENSE),
+        "dense tower, hidden x 2": (TOP_K, DENSE),
+        "dense": (EXPERTS, DENSE),
+        "gather": (TOP_K, ExpertForm("gather")),
     }
     for name, own in places.items():
         form = ExpertForm("capacity", dict(zip(own.blocks, own.capacities, strict=True)))
-        rivals[name] = (TOP_K * factor(own, routing), mixture, form)
-    rows: dict[str, dict[str, Any]] = {
-        name: {"gmac": gmac(config, own)} for name, (own, _, _) in rivals.items()
-    }
+        rivals[name] = (TOP_K * factor(own, routing), form)
+    rows: dict[str, dict[str, Any]] = {name: {"gmac": gmac(config, own)} for name, (own, _) in rivals.items()}
     rows["PyTorch's loop"] = {"gmac": gmac(config, TOP_K)}
-    # the dense form beside each few of the others: the weights of all at once are more than a small machine holds
-    others = [name for name in rows if name != "dense"]
-    for start in range(0, len(others), TOGETHER):
-        group = ["dense", *others[start : start + TOGETHER]]
-        contestants: dict[str, Rows] = {}
-        for name in group:
-            if name not in rivals:
-                contestants[name] = looped(mixture)
-                continue
-            _, made, form = rivals[name]
-            contestants[name] = graph(made, f"graph{list(rows).index(name)}", form, folder, args.threads)
-            gc.collect()
-        for name in [name for name in group if name in rivals and rivals[name][1] is mixture]:
-            found = np.concatenate([contestants[name](pixels[i : i + 1]) for i in range(len(pixels))])
-            clear = ~routing.near_ties
+    clear = ~routing.near_ties
+
+    def contestant(name: str) -> Rows:
+        if name not in rivals:
+            return looped(mixture)
+        made = mixture
+        if name.startswith("dense tower"):
+            made = source(shape, hidden=round(rivals[name][0]))
+        opened = graph(made, f"graph{list(rows).index(name)}", rivals[name][1], folder, args.threads)
+        if made is mixture:
+            found = np.concatenate([opened(pixels[i : i + 1]) for i in range(len(pixels))])
             rows[name]["max_abs"] = float(np.abs(want - found)[clear].max())
             rows[name]["relative_distance"] = compared(want[clear], found[clear]).relative_distance
+        return opened
+
+    # the dense form beside one other at a time: the weights of more are more than a small machine holds
+    dense = contestant("dense")
+    for name in [name for name in rows if name != "dense"]:
+        turns = {"dense": dense, name: contestant(name)}
         for batch in args.batches:
-            times = take_turns(contestants, pixels[:batch], args.rounds)
-            for name in group[start > 0 :]:  # of the dense form the first group's
-                share = rows[name]["gmac"] / rows["dense"]["gmac"]
-                rows[name][f"ms_batch_{batch}"] = times[name]
-                rows[name][f"as_fast_batch_{batch}"] = times["dense"] / times[name]
-                rows[name][f"over_its_share_batch_{batch}"] = times[name] / times["dense"] / share
-        del contestants
+            times = take_turns(turns, pixels[:batch], args.rounds)
+            for one in turns:
+                if f"ms_batch_{batch}" in rows[one]:  # of the dense form the first turns'
+                    continue
+                share = rows[one]["gmac"] / rows["dense"]["gmac"]
+                rows[one][f"ms_batch_{batch}"] = times[one]
+                rows[one][f"as_fast_batch_{batch}"] = times["dense"] / times[one]
+                rows[one][f"over_its_share_batch_{batch}"] = times[one] / times["dense"] / share
+        del turns
         gc.collect()
     return {
         "shape": shape,

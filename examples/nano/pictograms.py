@@ -7,7 +7,9 @@ P pictures, S their side, L text positions.
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ TEMPLATES = (
     "{}s",
 )
 CONTEXT_LENGTH = 32
+Draw = Callable[[tuple[int, ...]], Tensor]  # a shape, pictures first -> numbers from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Batch:
     tags: Tensor  # (K, L) ids of one more text for every emoji name of the batch
     tag_matches: Tensor  # (P, K) bool: the picture carries that text among its name and tags
     pair: int  # the first `pair` pictures show the same names as the second `pair`, in another drawing
+    rows: Tensor  # (P,) where each picture is stored
+    views: Tensor | None  # (P,) number of each picture's view; None where every step makes new ones
+    texts: tuple[list[str], list[str]]  # what `names` and `tags` say
 
 
 class Pictograms:
@@ -55,6 +61,7 @@ class Pictograms:
         sides: (share of the run, S): early steps see smaller pictures, which cost less.
         names: emoji names in a batch, each drawn twice.
         others: further names among the candidates.
+        views: pictures are seen in so many fixed views each, so that a teacher's word on them can be stored; 0: always in a new one.
     """
 
     def __init__(
@@ -67,13 +74,14 @@ class Pictograms:
         names: int = 96,
         others: int = 800,
         clip_art: int = 56,
+        views: int = 0,
         seed: int = 0,
     ) -> None:
         items = json.loads((folder / "training.json").read_text())
         self.pictures = np.load(folder / "training.npy", mmap_mode="r")
         self.tokenizer = tokenizer
         self.names_per_batch, self.others, self.clip_art_per_batch, self.seed = names, others, clip_art, seed
-        self.steps, self.sides = steps, sides
+        self.steps, self.sides, self.views = steps, sides, views
         self.fingerprint = f"{len(items)} pictures"
         self.by_name: dict[str, list[int]] = {}
         self.texts: dict[str, set[str]] = {}
@@ -110,21 +118,27 @@ class Pictograms:
         place = {name: row for row, name in enumerate(candidates)}
         rows = [first for first, _ in pairs] + [second for _, second in pairs] + [i for i, _, _ in art]
         target = [place[name] for name in drawn] * 2 + [place[name] for _, name, _ in art]
-        wrapped = [rng.choice(TEMPLATES).format(name) for name in candidates]
+        names = [rng.choice(TEMPLATES).format(name) for name in candidates]
         tags = [rng.choice(sorted(self.texts[name])) for name in drawn]
         shown = [self.texts[name] for name in drawn] * 2
         shown += [{name, *name.split(), *folders} for _, name, folders in art]
         matches = torch.tensor([[tag in words for tag in tags] for words in shown])
+        tags = [rng.choice(TEMPLATES).format(tag) for tag in tags]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        views = torch.randint(self.views, (len(rows),), generator=generator) if self.views else None
+        draw = of_generator(generator) if views is None else of_views(rows, views.tolist())
         pictures = torch.from_numpy(np.stack([self.pictures[row] for row in rows]))
         side = next(side for share, side in self.sides if step < share * self.steps)
         return Batch(
-            augment(pictures, side, generator),
-            self.ids(wrapped),
+            augment(pictures, side, draw),
+            self.ids(names),
             torch.tensor(target),
-            self.ids([rng.choice(TEMPLATES).format(tag) for tag in tags]),
+            self.ids(tags),
             matches,
             len(drawn),
+            torch.tensor(rows),
+            views,
+            (names, tags),
         )
 
     @torch.no_grad()
@@ -133,6 +147,9 @@ class Pictograms:
         model.eval()
         pictures = np.stack([self.pictures[i] for i, _ in self.held_out])
         pixels = on_white(torch.from_numpy(pictures))
+        side = model.config.image_size  # type: ignore[attr-defined]
+        if side != pixels.shape[-1]:
+            pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
         image = torch.cat([model.encode_image(part.to(device)) for part in pixels.split(256)])
         text = model.encode_text(self.ids(self.all_names).to(device))
         cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
@@ -148,15 +165,36 @@ def on_white(pictures: Tensor) -> Tensor:
     return ((rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) - 0.5) / 0.5
 
 
-def augment(pictures: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def of_generator(generator: torch.Generator) -> Draw:
+    """Numbers that have never been drawn before."""
+    return lambda shape: torch.rand(shape, generator=generator)
+
+
+def of_views(rows: Sequence[int], views: Sequence[int]) -> Draw:
+    """Numbers that depend on the picture's row and its view's number alone, so that a view can be made again at any side."""
+    table = torch.from_numpy(
+        np.stack([np.random.Philox(key=[row, view]).random_raw(64) >> 40 for row, view in zip(rows, views, strict=True)])
+        .astype(np.float32) / 2**24
+    )  # fmt: skip
+    used = 0
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        nonlocal used
+        start, used = used, used + math.prod(shape[1:])
+        return table[:, start:used].reshape(shape)
+
+    return draw
+
+
+def augment(pictures: Tensor, side: int, draw: Draw) -> Tensor:
     """(P, S, S, 4) uint8 RGBA -> (P, 3, side, side) normalised RGB: moved, recoloured, on a random background."""
     count = len(pictures)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator) * (high - low) + low
+        return draw((count, *shape)) * (high - low) + low
 
     def sometimes(share: float) -> Tensor:
-        return (torch.rand(count, 1, 1, 1, generator=generator) < share).float()
+        return (draw((count, 1, 1, 1)) < share).float()
 
     rgba = pictures.permute(0, 3, 1, 2).float() / 255
     alpha = rgba[:, 3:]

@@ -80,11 +80,20 @@ class Muon(Optimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, roughly: singular values end between 0.7 and 1.2. (R, C) -> (R, C)."""
+    """U V^T of a matrix U S V^T, roughly: singular values end between 0.7 and 1.2. (R, C) -> (R, C).
+
+    The iteration is run on X X^T, whose side is the shorter one; all of its polynomials commute. A 3x3 convolution's costs 0.4 of
+    what it does on X itself.
+    """
     a, b, c = QUINTIC
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x: Tensor = wide / (wide.norm() + 1e-7)
-    for _ in range(STEPS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    square, identity = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    total = identity
+    for left in reversed(range(STEPS)):
+        step = a * identity + b * square + c * square @ square
+        total = step @ total
+        if left:
+            square = step @ square @ step
+    found = total @ x
+    return found.T if matrix.shape[0] > matrix.shape[1] else found

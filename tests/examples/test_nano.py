@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch.nn import functional as F
 
+import edgeclip
 from edgeclip.export.api import ExportSettings, export_bundle
+from edgeclip.models.loaders.native import save_source
+from edgeclip.models.nano import NanoCLIP
 from edgeclip.models.sources import load_source
 from edgeclip.models.training import load_recipe, train, with_settings
 from edgeclip.runtime.images import preprocess
@@ -103,3 +108,63 @@ def test_batches_pair_drawings_of_one_name(nano: Path) -> None:
     assert len(set(batch.target[:96].tolist())) == 96
     assert not torch.equal(batch.pixels[:96], batch.pixels[96:192])
     assert batch.tag_matches[range(96), range(96)].all()
+
+
+def test_grows_into_a_teacher_that_says_the_same(nano: Path) -> None:
+    grow, pictograms = module("grow"), module("pictograms")
+    with edgeclip.load("nano") as shipped:
+        pixels = pictograms.on_white(torch.from_numpy(np.stack([drawing(name) for name in NAMES[:12]])))
+        model = grow.grown(grow.shipped(shipped.bundle.root), pixels)
+        ids = shipped.encode_texts(["a red cat", "scissors"]).ids
+        with torch.no_grad():
+            image = F.normalize(model.encode_image(pixels), dim=-1).numpy()
+            text = F.normalize(model.encode_text(torch.from_numpy(ids).long()), dim=-1).numpy()
+        assert np.abs(image - shipped.embed_pixels(pixels.numpy())).max() < 2e-6
+        assert np.abs(text - shipped.embed_texts(["a red cat", "scissors"])).max() < 2e-6
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, NanoCLIP(module("recipe").CONFIG))]
+    assert sizes[0] > 3.5 * sizes[1], "several times as large"
+
+
+def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path) -> None:
+    pictograms, taught, teach = module("pictograms"), module("taught"), module("teach")
+    teacher = module("recipe").new_nano(replace(module("recipe").RECIPE, data=str(nano)))
+    save_source(
+        tmp_path / "teacher", model=teacher.model, preprocessing=teacher.preprocessing, text=teacher.text,
+        tokenizer_json=teacher.tokenizer_json, licence=teacher.licence,
+    )  # fmt: skip
+    teach.main(nano, str(tmp_path / "teacher"), tmp_path / "said", 2)
+    settings = (
+        f"data={nano}",
+        f"teacher_data={tmp_path / 'said'}",
+        "steps=2",
+        "batch_size=200",
+        "device=cpu",
+    )
+    recipe = with_settings(load_recipe(str(NANO / "taught.py")), settings)
+    source = recipe.model(recipe)
+    batch = taught.TaughtPictograms(recipe, source, None).batch(0)
+    # the first picture, its view made anew at the teacher's side, is what was stored
+    rows, views = batch.batch.rows[:5].tolist(), batch.batch.views[:5].tolist()
+    drawn = torch.from_numpy(np.load(nano / "training.npy")[rows])
+    with torch.no_grad():
+        seen = teacher.model.eval().encode_image(
+            pictograms.augment(drawn, 64, pictograms.of_views(rows, views))
+        )
+        names = teacher.model.encode_text(batch.batch.names)
+    torch.testing.assert_close(batch.pictures[:5], F.normalize(seen, dim=-1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch.names, F.normalize(names, dim=-1), atol=1e-3, rtol=0)
+    # and the student is asked for it at its own side
+    assert tuple(batch.batch.pixels.shape) == (200, 3, 32, 32)
+    result = train(recipe, tmp_path / "run", progress=False)
+    assert result.best_score is not None
+    assert load_source(str(result.model)).preprocessing.size == (48, 48)
+
+
+def test_a_view_is_the_same_in_any_company(nano: Path) -> None:
+    pictograms = module("pictograms")
+    drawn = torch.from_numpy(np.stack([drawing(name) for name in NAMES[:3]]))
+    together = pictograms.augment(drawn, 64, pictograms.of_views([5, 6, 7], [0, 1, 0]))
+    alone = pictograms.augment(drawn[1:2], 64, pictograms.of_views([6], [1]))
+    torch.testing.assert_close(together[1:2], alone)
+    other = pictograms.augment(drawn[1:2], 64, pictograms.of_views([6], [0]))
+    assert (other - alone).abs().max() > 0.1
