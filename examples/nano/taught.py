@@ -1,4 +1,4 @@
-"""nano's size at half its schedule, 48 pixels wide, taught by a larger teacher: half.py with a teacher's word beside every drawing and text.
+"""nano's size at half its schedule, 32 pixels wide, taught by a larger teacher: half.py with a teacher's word beside every drawing and text.
 
 Command:  python examples/nano/teach.py DATA runs/teacher/model runs/said
           edgeclip train examples/nano/taught.py -o runs/taught --set data=DATA --set teacher_data=runs/said --set seed=1

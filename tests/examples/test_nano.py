@@ -157,7 +157,7 @@ def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path)
     assert tuple(batch.batch.pixels.shape) == (200, 3, 32, 32)
     result = train(recipe, tmp_path / "run", progress=False)
     assert result.best_score is not None
-    assert load_source(str(result.model)).preprocessing.size == (48, 48)
+    assert load_source(str(result.model)).preprocessing.size == (32, 32)
 
 
 def test_a_view_is_the_same_in_any_company(nano: Path) -> None:

@@ -38,10 +38,13 @@ def test_export_verify_classify(name: str, tmp_path: Path) -> None:
     if name in PICTURES_ALONE:
         source, written = one_tower(source, "image"), replace(written, text=None)
     row = FAMILY[ROWS[name]]
-    assert source.pooling in row.pooling
+    assert source.pooling.split(" top ")[0] in row.pooling, "how many experts a token takes follows it"
     assert source.text is None or source.preprocessing is None or source.activation == row.scores
     report = export_bundle(source, tmp_path / "bundle")  # verifies the bundle
     for variant in report.bundle.manifest.variants:
+        if variant.axes.moe == "gather":  # its sizes depend on the data: for onnxruntime alone
+            assert variant.requires["tensorrt"] == "none"
+            continue
         assert variant.requires["tensorrt"] == ("10.16" if variant.axes.attention == "op" else "10.3")
         if find_spec("tensorrt_rtx"):
             assert why_not_read(report.bundle.path(variant.files[0])) == ""
