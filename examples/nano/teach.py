@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pictograms import TEMPLATES, Pictograms, augment, of_views
-from recipe import CONFIG
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
@@ -40,12 +39,13 @@ def main(data: Path, teacher: str, folder: Path, views: int = VIEWS) -> None:
     drawings = Pictograms(data, Tokenizer.from_str(source.tokenizer_json.decode()), steps=1)
     trained = [row for rows in drawings.by_name.values() for row in rows]
     rows = sorted({*trained, *(row for row, _, _ in drawings.clip_art)})
-    said = np.zeros((len(drawings.pictures), views, CONFIG.embed_dim), np.float16)
+    side = model.config.image_size
+    said = np.zeros((len(drawings.pictures), views, source.embedding_dim), np.float16)
     for start in range(0, len(rows), TOGETHER):
         part = rows[start : start + TOGETHER]
         pictures = torch.from_numpy(drawings.pictures[part])
         for view in range(views):
-            pixels = augment(pictures, CONFIG.image_size, of_views(part, [view] * len(part)))
+            pixels = augment(pictures, side, of_views(part, [view] * len(part)))
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             said[part, view] = F.normalize(model.encode_image(pixels), dim=-1).numpy()
         print(f"\r{start + len(part)} of {len(rows)} drawings", end="", flush=True)

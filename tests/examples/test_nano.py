@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-import edgeclip
 from edgeclip.export.api import ExportSettings, export_bundle
 from edgeclip.models.loaders.native import save_source
-from edgeclip.models.nano import NanoCLIP
 from edgeclip.models.sources import load_source
 from edgeclip.models.training import load_recipe, train, with_settings
 from edgeclip.runtime.images import preprocess
@@ -110,19 +108,12 @@ def test_batches_pair_drawings_of_one_name(nano: Path) -> None:
     assert batch.tag_matches[range(96), range(96)].all()
 
 
-def test_grows_into_a_teacher_that_says_the_same(nano: Path) -> None:
-    grow, pictograms = module("grow"), module("pictograms")
-    with edgeclip.load("nano") as shipped:
-        pixels = pictograms.on_white(torch.from_numpy(np.stack([drawing(name) for name in NAMES[:12]])))
-        model = grow.grown(grow.shipped(shipped.bundle.root), pixels)
-        ids = shipped.encode_texts(["a red cat", "scissors"]).ids
-        with torch.no_grad():
-            image = F.normalize(model.encode_image(pixels), dim=-1).numpy()
-            text = F.normalize(model.encode_text(torch.from_numpy(ids).long()), dim=-1).numpy()
-        assert np.abs(image - shipped.embed_pixels(pixels.numpy())).max() < 2e-6
-        assert np.abs(text - shipped.embed_texts(["a red cat", "scissors"])).max() < 2e-6
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, NanoCLIP(module("recipe").CONFIG))]
-    assert sizes[0] > 3.5 * sizes[1], "several times as large"
+def test_the_teacher_is_several_times_as_large(nano: Path) -> None:
+    recipe = replace(module("teacher").RECIPE, data=str(nano))
+    large, small = recipe.model(recipe), module("half").new_small(recipe)
+    sizes = [sum(p.numel() for p in source.model.parameters()) for source in (large, small)]
+    assert sizes[0] > 3 * sizes[1]
+    assert large.preprocessing == small.preprocessing, "both see the same"
 
 
 def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path) -> None:
