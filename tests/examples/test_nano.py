@@ -128,6 +128,7 @@ def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path)
         f"data={nano}",
         f"teacher_data={tmp_path / 'said'}",
         "steps=2",
+        "warmup_steps=1",
         "batch_size=200",
         "device=cpu",
     )
