@@ -88,12 +88,13 @@ def pair(work: Work, seed: int) -> dict[str, dict[str, float]]:
 def objective(work: Work, name: str, steps: int) -> dict[str, float]:
     """Scores of a short run with one objective of distillation beside nano's own, with none, or alone."""
     taught = work.recipe("taught", seed=0)
-    own, alike = taught.objectives[:3], taught.objectives[-1]
+    own = taught.objectives[:3]
     asked: tuple[tuple[Any, float], ...] = ()
     if name == ALONE:
         own, asked = (), (("feature_mse", WEIGHTS["feature_mse"]),)
     elif name != OWN:
-        asked = ((alike[0] if name == "naming_alike" else name, WEIGHTS[name]),)
+        # of taught.py itself, or the package's
+        asked = ((getattr(importlib.import_module("taught"), name, name), WEIGHTS[name]),)
     short = replace(taught, steps=steps, objectives=(*own, *asked), warmup_steps=steps // 15, ema_decay=0.98)
     return work.scores(short, f"{name.replace(' ', '-')}-of-{steps}")
 

@@ -147,7 +147,7 @@ class Pictograms:
         model.eval()
         pictures = np.stack([self.pictures[i] for i, _ in self.held_out])
         pixels = on_white(torch.from_numpy(pictures))
-        side = model.config.image_size  # type: ignore[attr-defined]
+        side = self.sides[-1][1]  # that it ends with
         if side != pixels.shape[-1]:
             pixels = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
         image = torch.cat([model.encode_image(part.to(device)) for part in pixels.split(256)])
