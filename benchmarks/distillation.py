@@ -41,6 +41,7 @@ WEIGHTS = {
     "hybrid_contrast": 1.0,
     "naming_alike": 1.0,
 }
+BATCH = 124  # of the runs with one objective: half of the pairs'
 OWN = "nano's own"
 ALONE = "feature_mse alone"
 
@@ -50,13 +51,13 @@ class Work:
     """Where the runs are, and what they need."""
 
     data: Path
-    said: Path
+    said: str
     folder: Path
 
     def recipe(self, name: str, seed: int) -> Recipe:
         """One of examples/nano."""
         found = load_recipe(str(EXAMPLES / f"{name}.py"))
-        return replace(found, data=str(self.data), teacher_data=str(self.said), seed=seed, device="cpu")
+        return replace(found, data=str(self.data), teacher_data=self.said, seed=seed, device="cpu")
 
     def scores(self, recipe: Recipe, name: str) -> dict[str, float]:
         """Shares of 1 of the run that is made, gone on with, or there already, through its exported bundle."""
@@ -95,7 +96,14 @@ def objective(work: Work, name: str, steps: int) -> dict[str, float]:
     elif name != OWN:
         # of taught.py itself, or the package's
         asked = ((getattr(importlib.import_module("taught"), name, name), WEIGHTS[name]),)
-    short = replace(taught, steps=steps, objectives=(*own, *asked), warmup_steps=steps // 15, ema_decay=0.98)
+    short = replace(
+        taught,
+        steps=steps,
+        batch_size=BATCH,
+        objectives=(*own, *asked),
+        warmup_steps=steps // 15,
+        ema_decay=0.98,
+    )
     return work.scores(short, f"{name.replace(' ', '-')}-of-{steps}")
 
 
@@ -134,14 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for; with everything there, write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("said", type=Path)
+    parser.add_argument("said", help="with commas between those of several teachers")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="*", help="these pairs alone, and no report")
     parser.add_argument(
         "--objectives", nargs="*", choices=[OWN, ALONE, *WEIGHTS], help="these alone, and no report"
     )
     parser.add_argument("--steps", type=int, default=300, help="of the runs with one objective")
-    parser.add_argument("--teacher", help="bundle of the teacher, to be scored beside its students")
+    parser.add_argument(
+        "--teacher",
+        help="bundles of the teachers, with commas between them, to be scored beside its students",
+    )
     args = parser.parse_args(arguments)
     sys.path.insert(0, str(EXAMPLES))
     work = Work(args.data, args.said, args.output)

@@ -23,9 +23,9 @@ from edgeclip.models.clip import Block, ImageTower, MapHead, TextTower
 from edgeclip.models.feed_forward import Mlp, MoeMlp
 from edgeclip.models.source import DualEncoder
 
-Importance = Literal["weights", "activations", "gradients", "uniform"]
+Importance = Literal["weights", "activations", "gradients", "uniform", "learned"]
 CHOICES: tuple[Importance, ...] = get_args(Importance)
-MEASURED: tuple[Importance, ...] = ("activations", "gradients")  # those that need samples
+MEASURED: tuple[Importance, ...] = ("activations", "gradients", "learned")  # those that need samples
 _BATCH = 32
 
 Scores = dict[str, Tensor]  # a linear layer by name in its tower, e.g. "blocks.3.mlp.fc2" -> (K,)
@@ -53,8 +53,8 @@ def tower_scores(
     """Scores of both towers, "image" and "text", by their linear layers; a tower that is not canonical has none.
 
     Args:
-        kind: "uniform" has no scores at all.
-        samples: of "activations" and "gradients"; some tens of pairs.
+        kind: "uniform" has no scores at all; "learned" begins with those of "activations" (learned_choice.py).
+        samples: of those that are measured; some tens of pairs.
     Raises:
         InputError: samples are missing, or not as many pictures as texts, or fewer than 2 for "gradients".
     """

@@ -1,7 +1,7 @@
 """A smaller CLIP that starts from a larger one's weights: fewer blocks, heads, hidden units and channels, each kept whole.
 
 One set of channels is kept everywhere in a tower (embeddings, norms, what layers read and write), one set of heads and units in each
-block. A LayerNorm over fewer channels is another function, which `models/reconstruct.py` mends on samples. An embedding of fewer
+block. A LayerNorm over fewer channels is another function, which `models/mend.py` mends on samples. An embedding of fewer
 numbers is the teacher's turned onto its strongest directions, the same for both towers, so that cosines stay nearly what they were.
 A plan that asks for nothing gives the teacher's own bits.
 Source: Wu et al. 2023 (TinyCLIP), arXiv:2309.12314, section 3.2 (weight inheritance by hand); the scores are ours, see models/importance.py.
@@ -22,6 +22,7 @@ from edgeclip.errors import InputError, SourceError
 from edgeclip.models.clip import Clip, ImageTower, TextTower
 from edgeclip.models.config import ClipConfig, MoeConfig, TransformerConfig
 from edgeclip.models.importance import CHOICES, MEASURED, Importance, PairSamples, Scores, tower_scores
+from edgeclip.models.learned_choice import CHANNELS, LAYERS, Parts, best, learn_choice
 from edgeclip.models.mend import LEAST, BlockParts, TowerParts, mend
 from edgeclip.models.source import Source
 
@@ -45,7 +46,7 @@ class StudentPlan:
     image: TowerPlan = TowerPlan()
     text: TowerPlan = TowerPlan()
     embed_dim: int = 0  # 0: as the teacher's
-    importance: Importance = "weights"  # "activations" and "gradients" need samples
+    importance: Importance = "weights"  # "activations", "gradients" and "learned" need samples
     mend: bool = False  # fit what stays to the teacher's layers, on samples
 
 
@@ -104,9 +105,12 @@ def inherit(teacher: Source, plan: StudentPlan, samples: PairSamples | None = No
         raise InputError(
             f"importance {plan.importance!r}: expected one of {', '.join(CHOICES)}. weights needs no pairs."
         )
-    if plan.mend and (samples is None or len(samples.pixels) < LEAST):
+    wants = "importance learned" if plan.importance == "learned" else "mend" if plan.mend else ""
+    if wants and (samples is None or len(samples.pixels) < LEAST):
         got = 0 if samples is None else len(samples.pixels)
-        raise InputError(f"mend: expected {LEAST} pairs or more to fit to, got {got}. Some tens are better.")
+        raise InputError(
+            f"{wants}: expected {LEAST} pairs or more to fit to, got {got}. Some tens are better."
+        )
     config: ClipConfig = model.config
     turn = _turn(teacher, plan.embed_dim)
     cuts: dict[str, Cut] = {}
@@ -122,7 +126,13 @@ def inherit(teacher: Source, plan: StudentPlan, samples: PairSamples | None = No
             )
         cuts[name] = planned(tower, sizes, turn is not None, f"{name}.")
         config = replace(config, **{name: cuts[name].config})
-    scores = _scores(teacher, plan, cuts, samples)
+    importance = _importance(teacher, plan, cuts, samples)
+    if plan.importance == "learned" and samples is not None:
+        for name, inputs in (("image", samples.pixels), ("text", samples.input_ids)):
+            if name in cuts:
+                tower, sizes = getattr(model, name), getattr(plan, name)
+                importance[name], cuts[name] = _learned(tower, sizes, cuts[name], importance[name], inputs)
+                config = replace(config, **{name: cuts[name].config})
     config = replace(config, embed_dim=plan.embed_dim or config.embed_dim)
     with torch.device("meta"):
         made = Clip(config)
@@ -130,7 +140,7 @@ def inherit(teacher: Source, plan: StudentPlan, samples: PairSamples | None = No
     kept: dict[str, _Kept] = {}
     for name, cut in cuts.items():
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-        kept[name] = _Kept(getattr(model, name), cut, scores[name])
+        kept[name] = _Kept(getattr(model, name), cut, importance[name])
         own = _cut_state(getattr(model, name), kept[name], turn)
         state |= {f"{name}.{key}": value for key, value in own.items()}
     made.load_state_dict(state, assign=True)
@@ -220,14 +230,62 @@ def _check_size(where: str, wanted: int, most: int) -> None:
         raise InputError(f"{where}: expected 1 to {most}, what the teacher has, got {wanted}.")
 
 
-def _scores(
+def _importance(
     teacher: Source, plan: StudentPlan, cuts: dict[str, Cut], samples: PairSamples | None
-) -> dict[str, Scores]:
-    """None are worked out where every channel, head and unit stays."""
+) -> dict[str, Parts]:
+    """Of each tower's parts. None are worked out where every channel, head and unit stays."""
     sizes: list[TowerPlan] = [getattr(plan, name) for name in cuts]
     if not any(size.width or size.heads or size.mlp_width for size in sizes):
         return {name: {} for name in cuts}
-    return tower_scores(teacher.model, plan.importance, samples)
+    kind = "gradients" if plan.importance == "learned" else plan.importance
+    scores = tower_scores(teacher.model, kind, samples)
+    return {
+        name: _parts(getattr(teacher.model, name), scores[name], cut.layers) for name, cut in cuts.items()
+    }
+
+
+def _parts(tower: Tower, scores: Scores, layers: tuple[int, ...]) -> Parts:
+    """Scores of inputs of layers as those of the parts that they are."""
+    config: Any = tower.config
+    found = {}
+    for name, score in scores.items():
+        if name.endswith("fc2"):
+            found[name] = score
+        elif name.endswith(".out") and not (name.startswith("head.") and _pooled_apart(config)):
+            found[name] = score.view(config.blocks.heads, -1).sum(dim=1)
+    # a channel by what the stream's readers in the blocks that stay make of it, every reader counting alike
+    readers = {"head.kv", "head.k", "head.v"} | ({"projection"} if not _pooled_apart(config) else set())
+    for name, score in scores.items():
+        block = re.match(r"blocks\.(\d+)\.", name)
+        inside = name.endswith(("attention.qkv", "fc1")) and block and int(block[1]) in layers
+        if inside or name in readers:
+            share = score.double() / score.double().sum().clamp_min(1e-30)
+            found[CHANNELS] = found.get(CHANNELS, 0) + share
+    return found
+
+
+def _pooled_apart(config: Any) -> bool:
+    """Whether a tower's pool has a width of its own, so that behind it nothing is the tower's stream."""
+    return bool(getattr(config, "pool_width", 0))
+
+
+def _learned(
+    tower: Tower, sizes: TowerPlan, cut: Cut, importance: Parts, inputs: Tensor
+) -> tuple[Parts, Cut]:
+    """What stays by training masks, and the tower's sizes with the blocks that do."""
+    begun, total = dict(importance), len(tower.blocks)
+    counts = {name: cut.mlp_width if name.endswith("fc2") else cut.heads for name in begun}
+    if CHANNELS in begun:
+        counts[CHANNELS] = cut.width
+    free = isinstance(sizes.layers, int) and len(cut.layers) < total
+    if free:
+        begun[LAYERS] = torch.zeros(total).index_fill(0, torch.tensor(cut.layers), 1.0)
+        counts[LAYERS] = len(cut.layers)
+    found = learn_choice(tower, begun, counts, inputs, layers=() if free else cut.layers)
+    if free:
+        layers = tuple(best(found.pop(LAYERS), len(cut.layers)).tolist())
+        cut = planned(tower, replace(sizes, layers=layers), cut.config.projection, "")
+    return found, cut
 
 
 def _cut_state(tower: Tower, kept: _Kept, turn: Tensor | None) -> dict[str, Tensor]:
@@ -251,17 +309,17 @@ def _cut_state(tower: Tower, kept: _Kept, turn: Tensor | None) -> dict[str, Tens
 class _Kept:
     """Which channels, heads and units of a tower stay."""
 
-    def __init__(self, tower: Tower, cut: Cut, scores: Scores) -> None:
-        self.cut, self.scores = cut, scores
+    def __init__(self, tower: Tower, cut: Cut, importance: Parts) -> None:
+        self.cut, self.importance = cut, importance
         self.numbers = {old: new for new, old in enumerate(cut.layers)}
         config: Any = tower.config
         self.head_width = cut.head_width
         self.sizes = config.blocks
-        self.queries_apart = bool(getattr(config, "pool_width", 0))
+        self.queries_apart = _pooled_apart(config)
         # whether norm_post and the projection meet the tower's channels, or those of such a pool
         self.norms_stream = not self.queries_apart or not config.norm_after_pool
         self.projects_stream = not self.queries_apart
-        self.channels = self._top(self._channel_scores(), cut.width, config.blocks.width)
+        self.channels = self._top(CHANNELS, cut.width, config.blocks.width)
 
     def renamed(self, name: str) -> str | None:
         """A parameter's name in the student; None: its block goes."""
@@ -289,9 +347,7 @@ class _Kept:
             BlockParts(
                 number,
                 self._inner(f"blocks.{number}.attention"),
-                self._top(
-                    self.scores.get(f"blocks.{number}.mlp.fc2"), self.cut.mlp_width, self.sizes.mlp_width
-                ),
+                self._top(f"blocks.{number}.mlp.fc2", self.cut.mlp_width, self.sizes.mlp_width),
             )
             for number in layers
         )
@@ -305,7 +361,7 @@ class _Kept:
             return self.channels
         place = name.rpartition(".")[0].rpartition(".")[0]  # of fc1 its Mlp, of qkv its Attention
         if kind == "u":
-            return self._top(self.scores.get(f"{place}.fc2"), self.cut.mlp_width, self.sizes.mlp_width)
+            return self._top(f"{place}.fc2", self.cut.mlp_width, self.sizes.mlp_width)
         if kind.endswith("i"):
             inner = self._inner(place)
             copies = int(kind[:-1] or 1)
@@ -315,31 +371,15 @@ class _Kept:
 
     def _inner(self, place: str) -> Tensor:
         """Numbers of the kept heads' own channels."""
-        score = self.scores.get(f"{place}.out")
-        by_head = None if score is None else score.view(self.sizes.heads, self.head_width).sum(dim=1)
-        heads = self._top(by_head, self.cut.heads, self.sizes.heads)
+        heads = self._top(f"{place}.out", self.cut.heads, self.sizes.heads)
         return (heads[:, None] * self.head_width + torch.arange(self.head_width)).flatten()
 
-    def _channel_scores(self) -> Tensor | None:
-        """What the stream's readers in the blocks that stay make of each channel, every reader counting alike."""
-        readers = {"head.kv", "head.k", "head.v"} | ({"projection"} if self.projects_stream else set())
-        total = None
-        for name, score in self.scores.items():
-            block = re.match(r"blocks\.(\d+)\.", name)
-            inside = name.endswith(("attention.qkv", "fc1")) and block and int(block[1]) in self.numbers
-            if inside or name in readers:
-                share = score.double() / score.double().sum().clamp_min(1e-30)
-                total = share if total is None else total + share
-        return total
-
-    @staticmethod
-    def _top(score: Tensor | None, count: int, total: int) -> Tensor:
+    def _top(self, place: str, count: int, total: int) -> Tensor:
         """(count,) rising numbers of the best, or evenly spread ones where there is no score."""
         if count == total:
             return torch.arange(total)
-        if score is None:
-            return torch.tensor(spread(count, total))
-        return score.argsort(descending=True, stable=True)[:count].sort().values
+        score = self.importance.get(place)
+        return torch.tensor(spread(count, total)) if score is None else best(score, count)
 
 
 def _turn(teacher: Source, embed_dim: int) -> Tensor | None:

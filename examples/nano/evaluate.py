@@ -1,7 +1,8 @@
 """How well a bundle of nano names pictures of a style that it has never seen. Runs on the bundle alone, without PyTorch.
 
-    python examples/nano/evaluate.py DATA BUNDLE
+    python examples/nano/evaluate.py DATA BUNDLE[,BUNDLE ...] [training]
 
+Several bundles are an ensemble: their cosines are averaged. With `training`, the held-out pictures of the training styles.
 Every picture of DATA/unseen.* is classified among all emoji names, those included that were never trained. "untrained"
 is the same over the pictures of those names alone, once among all names and once among their own.
 """
@@ -19,21 +20,24 @@ from PIL import Image
 import edgeclip
 
 
-def evaluate(data: Path, bundle: str, style: str = "unseen") -> dict[str, float]:
+def evaluate(data: Path, bundles: str, style: str = "unseen") -> dict[str, float]:
     """Top-1 and top-5, in 0-1.
 
     Args:
         data: what prepare.py wrote.
+        bundles: one, or several with commas between them.
         style: the file of pictures, `unseen` or `training`; of the latter the held-out pictures are taken.
     """
     items = json.loads((data / f"{style}.json").read_text())
     wanted = [i for i, item in enumerate(items) if style == "unseen" or item["split"] == "validation"]
     names = sorted({item["name"] for item in json.loads((data / "unseen.json").read_text())})
     stored = np.load(data / f"{style}.npy", mmap_mode="r")
-    with edgeclip.load(bundle) as model:
-        pack = model.make_labels(names)
-        pictures = [Image.fromarray(stored[i]) for i in wanted]
-        cosines = model.embed_images(pictures, batch_size=64) @ pack.vectors.T
+    pictures = [Image.fromarray(stored[i]) for i in wanted]
+    cosines = np.zeros((len(pictures), len(names)), np.float32)
+    for bundle in bundles.split(","):
+        with edgeclip.load(bundle) as model:
+            pack = model.make_labels(names)
+            cosines += model.embed_images(pictures, batch_size=64) @ pack.vectors.T
     place = {name: column for column, name in enumerate(names)}
     target = np.array([place[items[i]["name"]] for i in wanted])
     found = {"pictures": float(len(wanted)), "names": float(len(names)), **_hits(cosines, target)}

@@ -19,7 +19,7 @@ from edgeclip.models.training import Recipe
 from edgeclip.models.training.distributed import Shard
 
 SIDE = 32  # of its pictures, all the way: a quarter of the work of 64
-NAMES = 96  # in a batch, each drawn twice; the rest is clip art
+NAMES = 96 / 248  # in a batch, each drawn twice; the rest is clip art
 
 
 def new_small(recipe: Recipe) -> Source:
@@ -34,13 +34,14 @@ def new_small(recipe: Recipe) -> Source:
 
 def small_pictograms(recipe: Recipe, source: Source, shard: Shard, views: int = 0) -> Pictograms:
     """nano's batches at 32 pixels."""
+    names = round(NAMES * recipe.batch_size)
     return Pictograms(
         Path(recipe.data),
         Tokenizer.from_str(source.tokenizer_json.decode()),
         steps=recipe.steps,
         sides=((1.0, SIDE),),
-        names=NAMES,
-        clip_art=recipe.batch_size - 2 * NAMES,
+        names=names,
+        clip_art=recipe.batch_size - 2 * names,
         views=views,
         seed=recipe.seed,
     )

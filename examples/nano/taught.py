@@ -1,7 +1,7 @@
-"""nano's size at half its schedule, 32 pixels wide, taught by a larger teacher: half.py with a teacher's word beside every drawing and text.
+"""nano's size at half its schedule, 32 pixels wide, taught by larger teachers: half.py with their word beside every drawing and text.
 
-Command:  python examples/nano/teach.py DATA runs/teacher/model runs/said
-          edgeclip train examples/nano/taught.py -o runs/taught --set data=DATA --set teacher_data=runs/said --set seed=1
+Command:  python examples/nano/teach.py DATA runs/teacher/model runs/said && python examples/nano/teach.py DATA bundle:nano runs/said-nano
+          edgeclip train examples/nano/taught.py -o runs/taught --set data=DATA --set teacher_data=runs/said,runs/said-nano --set seed=1
 Hours:    0.5 on one CPU core
 Score:    not measured with this teacher
 """
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from half import RECIPE as HALF
 from half import small_pictograms
+from numpy.typing import NDArray
 from pictograms import Batch
 from recipe import drawing_contrast, encode, naming, tagging
 from torch import Tensor
@@ -26,22 +27,47 @@ from edgeclip.models.training.distributed import Shard
 
 @dataclass(frozen=True)
 class Taught:
-    """A batch, and what the teacher says of it. Unit vectors."""
+    """A batch, and what the teachers say of it. Unit vectors."""
 
     batch: Batch
     pictures: Tensor  # (P, D)
     names: Tensor  # (C, D)
-    scale: Tensor  # () on the teacher's cosines
+    scale: Tensor  # () on the teachers' cosines
+
+
+def together(said: list[NDArray[np.float16]], directions: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Several teachers' unit vectors, (..., D) each, side by side on the given directions, (teachers * D, D'), of unit length again."""
+    rows = np.concatenate(said, axis=-1).astype(np.float32) @ directions
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return (rows / np.maximum(length, 1e-6)).astype(np.float16)
+
+
+def strongest(said: list[list[NDArray[np.float16]]], width: int) -> NDArray[np.float32]:
+    """(teachers * D, width) the directions that the teachers' vectors of pictures and of texts use most, orthonormal."""
+    gram = 0
+    for kind in said:
+        rows = (
+            np.concatenate(kind, axis=-1).reshape(-1, sum(one.shape[-1] for one in kind)).astype(np.float32)
+        )
+        gram = gram + rows.T @ rows / np.square(rows).sum()
+    return np.linalg.eigh(gram)[1][:, -width:]
 
 
 class TaughtPictograms:
-    """half.py's batches in the views that the teacher has seen."""
+    """half.py's batches in the views that the teachers have seen."""
 
     def __init__(self, recipe: Recipe, source: Source, shard: Shard) -> None:
-        folder = Path(recipe.teacher_data)
-        said = json.loads((folder / "said.json").read_text())
-        self._views = np.load(folder / "views.npy", mmap_mode="r")
-        self._texts = np.load(folder / "texts.npy", mmap_mode="r")
+        folders = [Path(folder) for folder in recipe.teacher_data.split(",")]
+        told = [json.loads((folder / "said.json").read_text()) for folder in folders]
+        said = {**told[0], "scale": sum(one["scale"] for one in told) / len(told)}
+        views, texts = (
+            [np.load(folder / f"{kind}.npy") for folder in folders] for kind in ("views", "texts")
+        )
+        assert all(one["texts"] == said["texts"] and one["views"] == said["views"] for one in told)
+        if len(folders) > 1:
+            directions = strongest([views, texts], source.embedding_dim)
+            views, texts = [together(views, directions)], [together(texts, directions)]
+        self._views, self._texts = views[0], texts[0]
         self._place = {text: i for i, text in enumerate(said["texts"])}
         self._scale = torch.tensor(said["scale"])
         self._drawings = small_pictograms(recipe, source, shard, said["views"])

@@ -26,4 +26,4 @@ def new_teacher(recipe: Recipe) -> Source:
     return replace(small, model=NanoCLIP(config))
 
 
-RECIPE = replace(HALF, name="teacher", model=new_teacher, steps=1500, warmup_steps=100, seed=7)
+RECIPE = replace(HALF, name="teacher", model=new_teacher, steps=1000, warmup_steps=75, seed=7)

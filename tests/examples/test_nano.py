@@ -152,6 +152,24 @@ def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path)
     assert load_source(str(result.model)).preprocessing.size == (32, 32)
 
 
+def test_teachers_side_by_side_say_the_mean_of_their_cosines(nano: Path) -> None:
+    """As far as the student's width holds what they say; the same one twice says what it said."""
+    taught, generator = module("taught"), np.random.default_rng(4)
+
+    def units(*shape: int, rank: int = 8) -> np.ndarray:
+        rows = generator.standard_normal((*shape, rank)) @ generator.standard_normal((rank, 24))
+        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float16)
+
+    views, texts = [units(30, 2), units(30, 2)], [units(20), units(20)]  # of 32 directions together
+    for pictures, names in ((views, texts), (views[:1] * 2, texts[:1] * 2)):
+        directions = taught.strongest([pictures, names], 32)
+        seen, said = (taught.together(kind, directions).astype(float) for kind in (pictures, names))
+        each = [one.astype(float) @ two.astype(float).T for one, two in zip(pictures, names, strict=True)]
+        np.testing.assert_allclose(seen @ said.T, np.mean(each, axis=0), rtol=0, atol=2e-3)
+    empty = taught.together([np.zeros((1, 24), np.float16)] * 2, directions)
+    assert np.isfinite(empty).all(), "drawings that no batch shows are stored as zeros"
+
+
 def test_a_view_is_the_same_in_any_company(nano: Path) -> None:
     pictograms = module("pictograms")
     drawn = torch.from_numpy(np.stack([drawing(name) for name in NAMES[:3]]))
