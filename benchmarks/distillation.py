@@ -3,6 +3,7 @@
     python -m benchmarks.distillation DATA SAID -o OUT           everything, then benchmarks/results/distillation.md and .json
     python -m benchmarks.distillation DATA SAID -o OUT --seeds 0 --objectives        one pair alone, no report: run several side by side
     python -m benchmarks.distillation DATA SAID -o OUT --seeds --objectives feature_mse
+    python -m benchmarks.distillation DATA SAID -o OUT --seeds 0 --objectives feature_mse --write        a report of these
 
 DATA is what examples/nano/prepare.py and tokenizer.py wrote, SAID what teach.py did. Runs that are in OUT already stay and are gone on with.
 
@@ -118,8 +119,8 @@ def table(found: dict[str, Any]) -> str:
         return f"| {name} | " + " | ".join(f"{100 * scores[key]:.1f} %" for key in keys) + " |"
 
     heading = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    if "teacher" in found:
-        lines += ["## The teacher", "", *heading, row("teacher", found["teacher"]), ""]
+    if "teachers" in found:
+        lines += ["## The teachers", "", *heading, *(row(*one) for one in found["teachers"].items()), ""]
     pairs = found["pairs"]
     lines += ["## Pairs of one seed, same steps", "", *heading]
     for seed, scores in pairs.items():
@@ -131,11 +132,21 @@ def table(found: dict[str, Any]) -> str:
     if gains:
         spread = f" ± {np.std(gains, ddof=1):.1f} (standard deviation of the pairs)" if len(gains) > 1 else ""
         lines += ["", f"Taught less from scratch, unseen style, top-1: {np.mean(gains):+.1f}{spread} points."]
-    lines += ["", f"## One objective each, {found['steps']} steps, seed 0", "", *heading]
+    lines += [
+        "",
+        f"## One objective each, {found['steps']} steps of {BATCH} pictures, seed 0",
+        "",
+        *heading,
+    ]
     lines += [
         row(name if name in (OWN, ALONE) else f"{OWN} + {name}", s) for name, s in found["objectives"].items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _teachers(bundles: str) -> str:
+    """Of runs/teacher/bundle its run's name, of an embedded bundle its own."""
+    return " and ".join(Path(one).parent.name or one for one in bundles.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--teacher",
         help="bundles of the teachers, with commas between them, to be scored beside its students",
     )
+    parser.add_argument("--write", action="store_true", help="a report, whatever was asked for")
     args = parser.parse_args(arguments)
     sys.path.insert(0, str(EXAMPLES))
     work = Work(args.data, args.said, args.output)
@@ -169,9 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "objectives": objectives,
     }
     if args.teacher:
-        found["teacher"] = work.scores_of(args.teacher)
+        each = args.teacher.split(",")
+        asked = dict.fromkeys((*each, args.teacher))  # each by itself, and all together
+        found["teachers"] = {_teachers(one): work.scores_of(one) for one in asked}
     print(table(found))
-    if whole:
+    if whole or args.write:
         RESULTS.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
         RESULTS.write_text(table(found))
 

@@ -1,8 +1,8 @@
 """The teacher of taught.py: nano's towers at three times the size, 32 pixels wide.
 
 Command:  edgeclip train examples/nano/teacher.py -o runs/teacher --set data=DATA
-Hours:    not measured; 1.3 on one CPU core, reckoned from its multiplications
-Score:    not measured
+Hours:    1.0 on two CPU cores, one of them a third of the time at other work
+Score:    0.565 top-1 of held-out Noto pictures among 1,911 names, at step 900; 0.523 of Twemoji
 """
 
 from dataclasses import replace

@@ -129,7 +129,7 @@ def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path)
         f"teacher_data={tmp_path / 'said'}",
         "steps=2",
         "warmup_steps=1",
-        "batch_size=200",
+        "batch_size=32",
         "device=cpu",
     )
     recipe = with_settings(load_recipe(str(NANO / "taught.py")), settings)
@@ -146,7 +146,7 @@ def test_is_taught_in_the_views_that_its_teacher_saw(nano: Path, tmp_path: Path)
     torch.testing.assert_close(batch.pictures[:5], F.normalize(seen, dim=-1), atol=1e-3, rtol=0)
     torch.testing.assert_close(batch.names, F.normalize(names, dim=-1), atol=1e-3, rtol=0)
     # and the student is asked for it at its own side
-    assert tuple(batch.batch.pixels.shape) == (200, 3, 32, 32)
+    assert tuple(batch.batch.pixels.shape) == (32, 3, 32, 32)
     result = train(recipe, tmp_path / "run", progress=False)
     assert result.best_score is not None
     assert load_source(str(result.model)).preprocessing.size == (32, 32)

@@ -1,9 +1,8 @@
-"""The command as real processes: killed at any moment it ends as if never killed; under torchrun both processes train, and one writes."""
+"""The command as real processes: killed in any part it ends as if never killed; under torchrun both processes train, and one writes."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -67,21 +66,18 @@ def weights(output: Path) -> bytes:
     return (output / "run/model/model.safetensors").read_bytes()
 
 
-def test_killed_at_any_moment_it_ends_as_if_never_killed(teacher: str, whole: Path, tmp_path: Path) -> None:
-    output, kills, patience = tmp_path / "student", 0, 3.0
-    while True:
+def test_killed_in_any_part_it_ends_as_if_never_killed(teacher: str, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "student"
+    for part in ("distill.json", "reinforced", "run/metrics.jsonl", "run/model", "bundle"):
         process = started(sys.executable, *command(teacher, output))
-        try:
-            told, _ = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills, patience = kills + 1, patience + 1.7
-            assert kills < 40, "it never gets anywhere"
-            continue
-        assert process.returncode == 0, told
-        break
-    assert kills >= 3
+        while not (output / part).exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = started(sys.executable, *command(teacher, output))
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
     assert weights(output) == weights(whole)
     verify(open_bundle(str(output / "bundle"))).require()
     assert {path.name for path in output.iterdir()} == {path.name for path in whole.iterdir()}
@@ -90,22 +86,19 @@ def test_killed_at_any_moment_it_ends_as_if_never_killed(teacher: str, whole: Pa
 def test_torchrun_trains_in_both_and_writes_in_one(teacher: str, whole: Path, tmp_path: Path) -> None:
     """Two processes with half of each batch are one with all of it, up to the order of sums."""
     output = tmp_path / "student"
-    begun = time.monotonic()
     process = started(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command(teacher, output),
     )  # fmt: skip
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 0, told
-    assert time.monotonic() - begun < 300
     one, two = (load_file(root / "run/model/model.safetensors") for root in (whole, output))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-3
     verify(open_bundle(str(output / "bundle"))).require()
     assert (output / "report.html").exists()
-    shutil.rmtree(output)
 
 
 def test_torchrun_ends_where_the_first_process_refuses(tmp_path: Path) -> None:
-    """The second does not wait for ever, and the reason is told once."""
+    """The second does not wait for ever."""
     asked = command(str(tmp_path / "nobody"), tmp_path / "student")
     process = started(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *asked
