@@ -58,7 +58,8 @@ class Work:
     def recipe(self, name: str, seed: int) -> Recipe:
         """One of examples/nano."""
         found = load_recipe(str(EXAMPLES / f"{name}.py"))
-        return replace(found, data=str(self.data), teacher_data=self.said, seed=seed, device="cpu")
+        said = self.said if name == "taught" else ""
+        return replace(found, data=str(self.data), teacher_data=said, seed=seed, device="cpu")
 
     def scores(self, recipe: Recipe, name: str) -> dict[str, float]:
         """Shares of 1 of the run that is made, gone on with, or there already, through its exported bundle."""
@@ -132,15 +133,17 @@ def table(found: dict[str, Any]) -> str:
     if gains:
         spread = f" ± {np.std(gains, ddof=1):.1f} (standard deviation of the pairs)" if len(gains) > 1 else ""
         lines += ["", f"Taught less from scratch, unseen style, top-1: {np.mean(gains):+.1f}{spread} points."]
-    lines += [
-        "",
-        f"## One objective each, {found['steps']} steps of {BATCH} pictures, seed 0",
-        "",
-        *heading,
-    ]
-    lines += [
-        row(name if name in (OWN, ALONE) else f"{OWN} + {name}", s) for name, s in found["objectives"].items()
-    ]
+    if found["objectives"]:
+        lines += [
+            "",
+            f"## One objective each, {found['steps']} steps of {BATCH} pictures, seed 0",
+            "",
+            *heading,
+        ]
+        lines += [
+            row(name if name in (OWN, ALONE) else f"{OWN} + {name}", s)
+            for name, s in found["objectives"].items()
+        ]
     return "\n".join(lines) + "\n"
 
 
