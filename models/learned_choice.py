@@ -1,7 +1,7 @@
 """Which parts of a tower stay, learned: masks over blocks, heads, hidden units and channels, until the masked tower says what the whole one does.
 
 Every mask is open for exactly as many parts as the student will have, those of the highest scores: what is trained on is always a
-student that could be made, to the bit what `inherit` would cut. A score's gradient is its mask's own, passed straight through. Weights do
+student that could be made, up to the order of sums what `inherit` would cut. A score's gradient is its mask's own, passed straight through. Weights do
 not move. A quarter of the samples judges: of the choices met on the way the best is kept, the one that it began with included.
 Sources: Wu et al. 2023 (TinyCLIP), arXiv:2309.12314, section 3.2 (masks of heads, hidden units and channels, trained towards the
 teacher); in place of its sampled gates and their penalty the straight-through top-k of Sanh et al. 2020, arXiv:2005.07683, which has no
