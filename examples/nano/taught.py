@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from edgeclip.models.source import DualEncoder, Source
 from edgeclip.models.training import Recipe
 from edgeclip.models.training.distributed import Shard
+from edgeclip.models.training.reinforced import principal, projected
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,14 @@ class Taught:
     scale: Tensor  # () on the teachers' cosines
 
 
-def together(said: list[NDArray[np.float16]], directions: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Several teachers' unit vectors, (..., D) each, side by side on the given directions, (teachers * D, D'), of unit length again."""
-    rows = np.concatenate(said, axis=-1).astype(np.float32) @ directions
-    length = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return (rows / np.maximum(length, 1e-6)).astype(np.float16)
-
-
-def strongest(said: list[list[NDArray[np.float16]]], width: int) -> NDArray[np.float32]:
-    """(teachers * D, width) the directions that the teachers' vectors of pictures and of texts use most, orthonormal."""
-    gram = 0
-    for kind in said:
-        rows = (
-            np.concatenate(kind, axis=-1).reshape(-1, sum(one.shape[-1] for one in kind)).astype(np.float32)
-        )
-        gram = gram + rows.T @ rows / np.square(rows).sum()
-    return np.linalg.eigh(gram)[1][:, -width:]
+def together(
+    pictures: list[NDArray[np.float16]], texts: list[NDArray[np.float16]], width: int
+) -> list[NDArray[np.float16]]:
+    """Several teachers' unit vectors of the same pictures, (..., D) each, and texts as one teacher's, (..., width): the strongest directions."""
+    rows = [np.concatenate(kind, axis=-1).astype(np.float32) for kind in (pictures, texts)]
+    flat = [kind.reshape(-1, kind.shape[-1]) for kind in rows]
+    directions, _ = principal(kind.T @ kind for kind in flat)
+    return [projected(kind, directions[:, :width]).astype(np.float16) for kind in rows]
 
 
 class TaughtPictograms:
@@ -64,10 +57,9 @@ class TaughtPictograms:
             [np.load(folder / f"{kind}.npy") for folder in folders] for kind in ("views", "texts")
         )
         assert all(one["texts"] == said["texts"] and one["views"] == said["views"] for one in told)
-        if len(folders) > 1:
-            directions = strongest([views, texts], source.embedding_dim)
-            views, texts = [together(views, directions)], [together(texts, directions)]
-        self._views, self._texts = views[0], texts[0]
+        self._views, self._texts = (
+            together(views, texts, source.embedding_dim) if len(folders) > 1 else (views[0], texts[0])
+        )
         self._place = {text: i for i, text in enumerate(said["texts"])}
         self._scale = torch.tensor(said["scale"])
         self._drawings = small_pictograms(recipe, source, shard, said["views"])

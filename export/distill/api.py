@@ -26,9 +26,10 @@ from edgeclip.export.distill.budget import choose
 from edgeclip.export.distill.calibrated import check_finishable
 from edgeclip.export.distill.checks import State
 from edgeclip.export.distill.held_out import Data, HeldOut, look, open_data, pair_samples
+from edgeclip.export.distill.probe import probe
 from edgeclip.export.distill.qat import QatSettings, finish
 from edgeclip.export.distill.rehearsal import keep_pictures, rehearse_distillation
-from edgeclip.export.distill.reinforce import probe, reinforce
+from edgeclip.export.distill.reinforce import reinforce
 from edgeclip.export.distill.report import (
     BUNDLE,
     SOURCE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from edgeclip.errors import InputError, TrainingError
+from edgeclip.export.distill.probe import clean, probe, views_of
+from edgeclip.export.distill.reinforce_settings import ReinforceSettings
 from edgeclip.export.distill.teachers import Teachers, Vectors
 from edgeclip.files import sha256_file, write_file
 from edgeclip.models.training.data import Pairs, open_pairs
@@ -27,11 +29,9 @@ from edgeclip.models.training.data.pairs import group_of
 from edgeclip.models.training.data.pictures import open_pictures
 from edgeclip.models.training.data.shuffled import fingerprint_of, split_by_hash
 from edgeclip.models.training.data.stored import StoredFile, packed
-from edgeclip.models.training.data.views import view
 from edgeclip.models.training.loop import told_once
 from edgeclip.models.training.prefetch import prefetch
 from edgeclip.models.training.progress import counting
-from edgeclip.models.training.recipe import Augmentation
 from edgeclip.models.training.reinforced import (
     BANK,
     DIRECTIONS,
@@ -39,57 +39,15 @@ from edgeclip.models.training.reinforced import (
     MANIFEST,
     Manifest,
     Plan,
+    principal,
     read_manifest,
 )
 from edgeclip.runtime.images import Preprocessor
 
 CHUNK = 8  # pairs whose views are embedded at once
-PROBED = 16  # pairs that show, before hours are spent, whether a teacher is sound
-CONSTANT = 1e-6  # 1 - cosine to the mean, of all rows: below it they are one embedding
 LEARN_FROM = 200_000  # rows of pictures and of texts, of which the principal directions are taken
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReinforceSettings:
-    """How data is reinforced. What students' recipes have too must be the same there: augmentation, templates, validation_*.
-
-    Raises:
-        TrainingError: a value out of its range; one line names it.
-    """
-
-    views: int = 4  # of each training picture
-    seed: int = 0  # of the views
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    templates: tuple[str, ...] = ("{}",)  # every caption stands in each
-    captions: str = ""  # .jsonl or .csv of further captions by key
-    text_bank: str = ""  # file of texts, one a line: the data is a folder of pictures that nobody described
-    data_format: str = "auto"
-    validation_share: float = 0.05  # of the pairs: kept for scores, never trained on
-    validation_pairs: int = 1000
-    pairs_per_shard: int = 2048
-    workers: int = 2  # threads that prepare pictures ahead; 0 = none
-
-    def __post_init__(self) -> None:
-        limits = {
-            "views": (self.views >= 1, "1 or more"),
-            "templates": (
-                len(self.templates) > 0 and all("{}" in one for one in self.templates),
-                "texts that hold {}",
-            ),
-            "validation_share": (0 <= self.validation_share <= 0.5, "0 to 0.5"),
-            "validation_pairs": (self.validation_pairs >= 1, "1 or more"),
-            "pairs_per_shard": (self.pairs_per_shard >= 1, "1 or more"),
-            "workers": (self.workers >= 0, "0 or more"),
-        }
-        for name, (holds, wanted) in limits.items():
-            if not holds:
-                raise TrainingError(f"{name}: expected {wanted}, got {getattr(self, name)!r}.")
-        if self.text_bank and (self.captions or self.templates != ("{}",)):
-            raise TrainingError(
-                "text_bank: its texts are whole, and pictures beside it have none. Take out captions and templates."
-            )
 
 
 @dataclass(frozen=True)
@@ -132,38 +90,6 @@ def reinforce(
         run = _Run(teachers, data, Path(output), settings)
         probe(teachers, run.pairs, settings, run.bank)
         return run.go(progress)
-
-
-def probe(teachers: Teachers, pairs: Pairs, settings: ReinforceSettings, bank: Sequence[str] = ()) -> int:
-    """Embed a few pairs, to find an unsound teacher or unreadable data before hours are spent.
-
-    Returns:
-        How many pairs could be read.
-    Raises:
-        TrainingError: no pair can be read, or a member's embeddings are not finite or all alike.
-    """
-    views: list[list[NDArray[np.float32]]] = []
-    texts: list[str] = list(bank[:PROBED])
-    for index in range(min(4 * PROBED, len(pairs.keys))):
-        try:
-            picture, captions = pairs.read(index)
-            views.append(_views(teachers, picture, pairs.keys[index], settings, 1)[0])
-        except (InputError, OSError) as error:
-            log.debug("unreadable: %s", error)
-            continue
-        texts += map(_clean, captions[:1])
-        if len(views) == PROBED:
-            break
-    if not views:
-        raise TrainingError(
-            f"{pairs.keys[0]}: unreadable, and so are the pairs behind it. Is the data still there?"
-        )
-    by_spec = dict(zip(teachers.specs, map(np.stack, zip(*views, strict=True)), strict=True))
-    for member in teachers.members:
-        spec = member.record.spec
-        _check_sound(member.images(by_spec[member.spec]), spec, "pictures", differ=True)
-        _check_sound(member.texts(texts), spec, "texts", differ=len(set(texts)) > 1)
-    return len(views)
 
 
 class _Run:
@@ -327,7 +253,7 @@ class _Run:
                 continue
             index.append(i)
             rows.append(_halves(self.teachers.images(views), [self.pairs.keys[i]]))
-            texts += map(_clean, captions[:1])
+            texts += map(clean, captions[:1])
         empty = np.empty((0, self.teachers.dim), np.float16)
         tensors = {
             "index": np.array(index, np.int64),
@@ -352,13 +278,8 @@ class _Run:
         if self.bank:
             rows = self.done[BANK].open(self.output).get_tensor("text")[:LEARN_FROM].astype(np.float64)
             moments["text"] += rows.T @ rows
-        strength, vectors = np.linalg.eigh(sum(m / np.trace(m) for m in moments.values()))
-        vectors = vectors[:, ::-1]
-        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(vectors))])
-        return {
-            "directions": vectors.astype(np.float32),
-            "strength": np.maximum(strength[::-1], 0).astype(np.float32),
-        }
+        directions, strength = principal(moments.values())
+        return {"directions": directions, "strength": strength}
 
     def _chunks(self, part: NDArray[np.int64]) -> Iterator[list[_Row]]:
         """Those pairs of each chunk that can be read, in order."""
@@ -374,13 +295,13 @@ class _Run:
         key, settings = self.pairs.keys[index], self.settings
         try:
             picture, captions = self.pairs.read(index)
-            views = _views(self.teachers, picture, key, settings, settings.views)
+            views = views_of(self.teachers, picture, key, settings, settings.views)
         except (InputError, OSError) as error:
             log.debug("unreadable: %s", error)
             return None
         texts = {
             template.replace("{}", caption): group_of(caption)
-            for caption in map(_clean, (*captions, *self.extra.get(key, ())))
+            for caption in map(clean, (*captions, *self.extra.get(key, ())))
             for template in settings.templates
         }
         return _Row(index, views, texts)
@@ -394,21 +315,6 @@ def _from(tell: Callable[[int], None], start: int, done: int) -> None:
     tell(start + done)
 
 
-def _clean(text: str) -> str:
-    """Without halves of characters, which JSON can hold and UTF-8 cannot."""
-    return text.encode(errors="replace").decode()
-
-
-def _views(
-    teachers: Teachers, picture: Any, key: str, settings: ReinforceSettings, count: int
-) -> list[list[NDArray[np.float32]]]:
-    """`count` views, each for every preprocessing of the teachers. Raises InputError: the picture cannot be decoded."""
-    how, seed = settings.augmentation, settings.seed
-    return [
-        [view(picture, spec, how, seed, key, number) for spec in teachers.specs] for number in range(count)
-    ]
-
-
 def _halves(rows: Vectors, names: Sequence[str]) -> NDArray[np.float16]:
     """As they are kept. Raises TrainingError: a row is not finite; names it."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
@@ -417,16 +323,3 @@ def _halves(rows: Vectors, names: Sequence[str]) -> NDArray[np.float16]:
             f"{names[int(bad[0])]!r}: the teacher makes an embedding of it that is not finite. Choose another teacher, or device=cpu."
         )
     return rows.astype(np.float16)
-
-
-def _check_sound(rows: Vectors, spec: str, what: str, *, differ: bool) -> None:
-    if not np.isfinite(rows).all():
-        raise TrainingError(
-            f"teacher {spec}: embeddings of {what} are not finite. Its weights are damaged, or device=cpu helps."
-        )
-    mean = rows.mean(axis=0)
-    alike = rows @ mean / max(float(np.linalg.norm(mean)), 1e-12)
-    if differ and len(rows) > 1 and (float(1 - alike.min()) < CONSTANT or not rows.any()):
-        raise TrainingError(
-            f"teacher {spec}: embeddings of {len(rows)} {what} are all alike. Nothing can be learnt from it: name one that was trained."
-        )

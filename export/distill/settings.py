@@ -10,7 +10,7 @@ from typing import Any
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.export.api import ExportSettings
 from edgeclip.export.distill.budget import Percentile
-from edgeclip.export.distill.reinforce import ReinforceSettings
+from edgeclip.export.distill.reinforce_settings import ReinforceSettings
 from edgeclip.models.training.data.unlabelled import UNPAIRED
 from edgeclip.models.training.recipe import Recipe
 from edgeclip.models.training.recipes import load_recipe

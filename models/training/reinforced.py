@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,20 @@ def open_reinforced(location: str | Path) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
+def principal(moments: Iterable[NDArray[Any]]) -> tuple[Rows, Rows]:
+    """Directions that rows of several kinds use most, every kind with the same weight, not centred.
+
+    Args:
+        moments: of each kind, (D, D) its rows' second moments: rows.T @ rows.
+    Returns:
+        (D, D) orthonormal columns, the strongest first, each with its largest number positive; (D,) strength of each.
+    """
+    strength, vectors = np.linalg.eigh(sum(moment / np.trace(moment) for moment in moments))
+    vectors = vectors[:, ::-1]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(vectors))])
+    return vectors.astype(np.float32), np.maximum(strength[::-1], 0).astype(np.float32)
+
+
 def projection(folder: Path, manifest: Manifest, width: int) -> Rows | None:
     """What brings the teachers' rows to a student's width: (D, width) orthonormal columns; None where the widths are equal.
 
@@ -217,7 +232,7 @@ def kept(folder: Path, manifest: Manifest, width: int) -> float:
 
 
 def projected(rows: NDArray[Any], columns: Rows | None) -> Rows:
-    """(N, D) stored rows -> (N, width) float32 of unit length."""
+    """(..., D) stored rows -> (..., width) float32 of unit length."""
     found = rows.astype(np.float32) if columns is None else rows.astype(np.float32) @ columns
     unit: Rows = found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
     return unit

@@ -91,32 +91,6 @@ def test_the_blocks_that_work_are_found() -> None:
         assert torch.equal(mine[f"image.blocks.{new}.{name}"], its[f"image.blocks.{old}.{name}"])
 
 
-def loud_for_nobody(teacher: Source) -> Source:
-    """The teacher whose first 48 units of each block are the loudest by far, and write into channels that nobody reads."""
-    unread = [3, 20, 41]
-    with torch.no_grad():
-        tower: Any = teacher.model.image
-        for block in tower.blocks:
-            block.attention.qkv.weight[:, unread] = 0
-            block.mlp.fc1.weight[:, unread] = 0
-            heard = torch.zeros(48).index_fill(0, torch.tensor(unread), 1.0)
-            block.mlp.fc2.weight[:, :48] = 3 * heard[:, None] * torch.randn(48, 48)
-        for norm in (*(n for b in tower.blocks for n in (b.norm1, b.norm2)), tower.norm_post):
-            norm.weight[unread] = norm.bias[unread] = 0
-        tower.projection.weight[:, unread] = 0
-    return teacher
-
-
-def test_units_that_speak_to_nobody_are_found() -> None:
-    """By what they add to the stream they would be kept; nothing that follows reads it."""
-    teacher = loud_for_nobody(clip_source())
-    loud, learned = (
-        inherit(teacher, StudentPlan(TowerPlan(mlp_width=48), importance=kind), samples(32))
-        for kind in ("activations", "learned")
-    )
-    assert away(learned, teacher)[0] < away(loud, teacher)[0] / 2
-
-
 @pytest.mark.parametrize("shape", ["siglip", "coca"])
 def test_what_is_learned_is_nearer_than_what_it_began_with(shape: str) -> None:
     teacher = clip_source(shape, layers=3)

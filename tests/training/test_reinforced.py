@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from edgeclip.errors import TrainingError
-from edgeclip.export.distill.reinforce import ReinforceSettings, reinforce
+from edgeclip.export.distill.reinforce import reinforce
+from edgeclip.export.distill.reinforce_settings import ReinforceSettings
 from edgeclip.models.config import ImageConfig, MoeConfig
 from edgeclip.models.training import Recipe, train
 from edgeclip.models.training.data import batches as find_batches

@@ -17,7 +17,9 @@ from PIL import Image
 
 from edgeclip.bundle.manifest import Preprocessing
 from edgeclip.errors import TrainingError
-from edgeclip.export.distill.reinforce import ReinforceSettings, probe, reinforce
+from edgeclip.export.distill.probe import probe
+from edgeclip.export.distill.reinforce import reinforce
+from edgeclip.export.distill.reinforce_settings import ReinforceSettings
 from edgeclip.export.distill.teachers import SourceTeacher
 from edgeclip.models.training.data import open_pairs
 from edgeclip.models.training.data.stored import Stored
