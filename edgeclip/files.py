@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -113,6 +114,15 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What processes that were killed while they wrote `path` left beside it: never whole, and nobody reads it. One may be at it now."""
+    if not path.parent.is_dir():
+        return []
+    # tempfile's eight characters; twice where a folder is written within a scratch folder's place
+    name = re.compile(rf"\.+{re.escape(path.name)}(\.old)?(\.[a-z0-9_]{{8}})+")
+    return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edgeclip.errors import InputError
-from edgeclip.files import cache_folder, new_folder, write_file
+from edgeclip.files import cache_folder, leftovers, new_folder, write_file
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +70,37 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (scratch / "file").write_text("2")
     assert (tmp_path / "out/file").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from edgeclip.files import new_folder, write_file
+place = Path(sys.argv[1])
+os.replace = os.rename = Path.replace = lambda *_: os._exit(9)  # at the last moment
+with new_folder(place, overwrite=True) as scratch:
+    if sys.argv[2] == "folder":
+        os._exit(9)
+    if sys.argv[2] == "nested":
+        with new_folder(scratch, overwrite=True):
+            os._exit(9)
+    if sys.argv[2] == "file":
+        write_file(place, "half")
+"""
+
+
+def test_what_killed_processes_leave_is_known(tmp_path: Path) -> None:
+    place = tmp_path / "a.b"
+    assert leftovers(tmp_path / "nowhere" / "a.b") == []
+    place.mkdir()
+    others = {place, *(tmp_path / name for name in (".a.b", ".a.b.json", ".aXb.12345678", ".a.b.old", "x.a.b.12345678"))}  # fmt: skip
+    for other in others - {place}:
+        other.write_text("somebody's")
+    for count, kind in enumerate(("folder", "nested", "retired", "file"), 1):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(place), kind], check=False)
+        assert done.returncode == 9
+        assert len(leftovers(place)) > count - 1
+    assert {*tmp_path.iterdir()} - {*leftovers(place)} == others
 
 
 def test_cache_folder_without_home(monkeypatch: pytest.MonkeyPatch) -> None:

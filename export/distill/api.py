@@ -64,6 +64,7 @@ from edgeclip.models.students import student as student_of
 from edgeclip.models.training import TrainResult, train
 from edgeclip.models.training.checkpoint import write_source
 from edgeclip.models.training.distributed import pick_device
+from edgeclip.models.training.loop import told_once
 from edgeclip.models.training.objectives import Objectives
 from edgeclip.models.training.reinforced import open_reinforced
 from edgeclip.models.training.starts import start
@@ -95,6 +96,7 @@ class Prepared:
     settings: DistillSettings  # its recipe resolved
 
 
+@told_once()
 def distill(
     teachers: Sequence[str],
     student: str | LatencyBudget,
@@ -135,6 +137,7 @@ def distill(
         digests = tuple(record.digest for record in ready.teachers.records)
         state = State(digests, ready.student.name, ready.learner.record.digest)
         checks.check_same(before, state, folder)
+        folder.clear()
         if before is None:
             state.write(folder)
         if not (before and before.ready):
@@ -159,6 +162,7 @@ def distill(
         return _reported(teachers, ready, trained, source, bundle, folder, steps)
 
 
+@told_once()
 def rehearse_distill(
     teachers: Sequence[str], student: str | LatencyBudget, settings: DistillSettings | None = None
 ) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def read_state(folder: Folder) -> State | None:
         InputError: it holds something else, or its distill.json cannot be read.
     """
     if not folder.state.exists():
-        if folder.root.is_file() or (folder.root.is_dir() and any(folder.root.iterdir())):
+        if folder.root.is_file() or (
+            folder.root.is_dir() and {*folder.root.iterdir()} - {*folder.leftovers()}
+        ):
             raise InputError(
                 f"{folder.root}: already exists and holds no distillation. Choose another place."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from edgeclip.errors import InputError, TrainingError
 from edgeclip.export.api import ExportSettings
 from edgeclip.export.distill.budget import Percentile
 from edgeclip.export.distill.reinforce_settings import ReinforceSettings
+from edgeclip.files import leftovers
 from edgeclip.models.training.data.unlabelled import UNPAIRED
 from edgeclip.models.training.recipe import Recipe
 from edgeclip.models.training.recipes import load_recipe
@@ -109,8 +111,23 @@ class Folder:
 
     @property
     def report(self) -> Path:
-        """The report for programs; report.html beside it is for people."""
+        """The report for programs."""
         return self.root / "report.json"
+
+    @property
+    def page(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+    def leftovers(self) -> list[Path]:
+        """What a killed call left half written."""
+        parts = (self.state, self.start, self.reinforced, self.run, self.finished, self.bundle, self.report, self.page)  # fmt: skip
+        return [left for part in parts for left in leftovers(part)]
+
+    def clear(self) -> None:
+        """Remove that."""
+        for left in self.leftovers():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 RECIPE = "recipe"  # the student that the recipe itself describes

@@ -22,7 +22,7 @@ from edgeclip.export.api import ExportReport, ExportSettings
 from edgeclip.export.distill import api, checks
 from edgeclip.export.distill.api import distill, rehearse_distill
 from edgeclip.export.distill.held_out import HeldOut, Seen
-from edgeclip.export.distill.settings import DistillSettings, LatencyBudget
+from edgeclip.export.distill.settings import DistillSettings, Folder, LatencyBudget
 from edgeclip.files import sha256_file
 from edgeclip.models.config import TransformerConfig
 from edgeclip.models.source import Source
@@ -184,7 +184,13 @@ def test_killed_between_phases_it_ends_as_if_never_killed(
         assert not (tmp_path / "student/report.json").exists()
     for done in ("probe", "_write_start", "export_bundle"):
         monkeypatch.setattr(api, done, kill)
+    half = [tmp_path / "student" / name for name in (".start.1648cx4n", "..start.1648cx4n.fztqv4_l", ".bundle.old.abcdefgh")]  # fmt: skip
+    notes = tmp_path / "student/.start.of-mine"
+    for one in (*half, notes):
+        one.mkdir()
     assert again()
+    assert notes.is_dir()
+    assert not any(one.exists() for one in half)
     assert weights(tmp_path / "student") == weights(finished)
     assert (
         open_bundle(str(tmp_path / "student/bundle")).digest == open_bundle(str(finished / "bundle")).digest
@@ -218,6 +224,10 @@ def test_a_folder_is_of_one_student(finished: Path, teacher: str, tmp_path: Path
     (tmp_path / "mine/letter.txt").write_text("dear")
     with pytest.raises(InputError, match="mine: already exists and holds no distillation"):
         again("half-width", tmp_path / "mine")
+    (tmp_path / "mine/letter.txt").rename(
+        tmp_path / "mine/.distill.json.1a2b3c4d"
+    )  # killed at its first file
+    assert checks.read_state(Folder(tmp_path / "mine")) is None
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "distill.json").write_text("{}")
