@@ -37,7 +37,10 @@ def characters(step: int) -> Iterator[str]:
             yield f"a{character}b '{character}x 1{character} !{character} {character}"
 
 
-def test_openclip_ids() -> None:
+@pytest.mark.parametrize(
+    "every", [5, pytest.param(1, marks=pytest.mark.parity)]
+)  # it takes one text at a time
+def test_openclip_ids(every: int) -> None:
     import open_clip
     from open_clip.tokenizer import get_clean_fn
 
@@ -48,11 +51,12 @@ def test_openclip_ids() -> None:
         open_clip.SimpleTokenizer(),
         get_clean_fn("lower"),
     )
-    for text in [*MARKS, *characters(17)]:
+    for text in [*MARKS, *[*characters(17)][::every]]:
         assert ours.encode(clean(text)).ids == [49406, *theirs.encode(text), 49407], text
 
 
-def test_transformers_ids() -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.parity)])
+def test_transformers_ids(every: int) -> None:
     from transformers import CLIPTokenizer
 
     vocab, merges = clip_vocabulary()
@@ -60,7 +64,7 @@ def test_transformers_ids() -> None:
     ours = Tokenizer.from_str(
         clip_tokenizer(vocab, merges, bos="<|startoftext|>", eos=end, unk=end, pad=end).decode()
     )
-    texts = [*MARKS, *characters(17)]
+    texts = [*MARKS, *[*characters(17)][::every]]
     for text, ids in zip(texts, CLIPTokenizer(vocab=vocab, merges=merges)(texts).input_ids, strict=True):
         assert ours.encode(text).ids == ids, text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def test_built_in_recipes_say_how_they_are_run() -> None:
         assert all(word in doc for word in (f"edgeclip train {name}", "Hours:", "Score:"))
 
 
-def test_recipe_files(tmp_path: Path) -> None:
+def test_recipe_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # "x = 1" and "1 / 0" are of one length and second
     (tmp_path / "neighbour_of_recipe.py").write_text("STEPS = 77\n")
     good = tmp_path / "mine.py"
     good.write_text(
@@ -136,6 +138,7 @@ def test_recipe_files(tmp_path: Path) -> None:
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(TrainingError, match=message):
             load_recipe(str(tmp_path / "bad.py"))
+    assert not any(tmp_path.glob("__pycache__/bad*"))
     with pytest.raises(TrainingError, match="no such recipe file"):
         load_recipe(str(tmp_path / "none.py"))
     with pytest.raises(TrainingError, match=r"clip_vit_tny: no such recipe; did you mean clip_vit_tiny\?"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from edgeclip.errors import EdgeClipError, TrainingError
 from edgeclip.models.training.plan import Upcycling
@@ -59,20 +60,29 @@ def load_plan(name: str) -> Recipe | Upcycling:
     return recipe
 
 
+class _AsItStands(SourceFileLoader):
+    """Compiles the file each time: what Python keeps compiled is known by size and second, and a recipe is changed and run at once."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Of the file as it stands now; nothing is left beside it."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _run_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise TrainingError(f"{path}: no such recipe file.")
-    spec = importlib.util.spec_from_file_location(f"edgeclip_recipe_{path.stem}", path)
+    name = f"edgeclip_recipe_{path.stem}"
+    loader = _AsItStands(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     if (
         str(path.parent.resolve()) not in sys.path
     ):  # its neighbours can be imported, as when it is run by itself
         sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except EdgeClipError:
         raise
     except Exception as error:
