@@ -19,7 +19,7 @@ from edgeclip.models.importance import PairSamples
 from edgeclip.models.inherit import planned
 from edgeclip.models.source import Source
 from edgeclip.models.sources import load_source
-from edgeclip.models.students import STUDENTS, is_made, plan_of, slug, student
+from edgeclip.models.students import STUDENTS, Sizes, is_made, plan_of, slug, student
 from edgeclip.models.training.checkpoint import write_source
 from edgeclip.models.training.objectives.info_nce import info_nce
 from edgeclip.models.training.starts import initialise
@@ -263,13 +263,12 @@ def test_a_student_becomes_a_bundle(name: str, shape: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    "name", ["61m-32", "half", "half-both", "inherit:image.heads=9,image.mlp_width=2000"]
-)
+@pytest.mark.parametrize("name", [*STUDENTS, "inherit:image.heads=9,image.mlp_width=2000"])
 def test_students_of_a_real_teacher(name: str, tmp_path: Path) -> None:
-    """A ViT-B/32 with random weights: bit-equal at full width; its students load, train a step and export."""
+    """A ViT-B/32 with random weights, or B/16: bit-equal at full width; its students of every size load, train a step and export."""
+    sizes = STUDENTS.get(name)
     torch.manual_seed(0)
-    model = Clip(b_config(32, 259))
+    model = Clip(b_config(sizes.patch_size if isinstance(sizes, Sizes) else 32, 259))
     initialise(model)
     roughen(model)
     base = clip_source()
