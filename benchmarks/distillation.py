@@ -88,6 +88,12 @@ def pair(work: Work, seed: int) -> dict[str, dict[str, float]]:
     return {name: work.scores(work.recipe(name, seed), f"{name}-{seed}") for name in ("half", "taught")}
 
 
+def untaught(work: Work, seed: int) -> dict[str, float]:
+    """Scores of the taught one without its teachers' word, in the same stored views: what these cost, and what the word brings."""
+    recipe = work.recipe("taught", seed)
+    return work.scores(replace(recipe, objectives=recipe.objectives[:3]), f"untaught-{seed}")
+
+
 def objective(work: Work, name: str, steps: int) -> dict[str, float]:
     """Scores of a short run with one objective of distillation beside nano's own, with none, or alone."""
     taught = work.recipe("taught", seed=0)
@@ -129,6 +135,10 @@ def table(found: dict[str, Any]) -> str:
             row(f"seed {seed}, from scratch", scores["half"]),
             row(f"seed {seed}, taught", scores["taught"]),
         ]
+    lines += [
+        row(f"seed {seed}, in the taught one's views, without teachers", one)
+        for seed, one in found.get("untaught", {}).items()
+    ]
     gains = [100 * (s["taught"]["unseen_top1"] - s["half"]["unseen_top1"]) for s in pairs.values()]
     if gains:
         spread = f" ± {np.std(gains, ddof=1):.1f} (standard deviation of the pairs)" if len(gains) > 1 else ""
@@ -183,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "pairs": pairs,
         "objectives": objectives,
     }
+    if whole:
+        found["untaught"] = {0: untaught(work, 0)}
     if args.teacher:
         each = args.teacher.split(",")
         asked = dict.fromkeys((*each, args.teacher))  # each by itself, and all together
