@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -53,7 +54,7 @@ from edgeclip.export.distill.settings import (
     started,
 )
 from edgeclip.export.distill.teachers import SourceTeacher, Teachers, is_bundle, open_teachers
-from edgeclip.export.distill.timing import Took, threads, time_models
+from edgeclip.export.distill.timing import Times, doubt, threads, time_models
 from edgeclip.export.precision.finished import load_ranges
 from edgeclip.export.steps import Steps
 from edgeclip.files import new_folder, write_file
@@ -72,6 +73,8 @@ from edgeclip.models.training.starts import start
 SCORED = 256  # held-out pairs at most that teachers and student are compared on before hours are spent
 COMPRESSED_ON = 128  # training pictures at most, and their texts, on which int8 is compared with fp32
 POLL_S = 0.5  # between looks of processes that wait for the first
+
+log = logging.getLogger(__name__)
 
 Tell = Callable[[str, float | None], None]
 
@@ -324,11 +327,14 @@ def _reported(
     ):
         models = (teachers, student, shipped)
         held = look(models, data)
-        times: tuple[list[Took], list[Took]] | None = None
+        times: Times | None = None
         if settings.timing_s:
             times = time_models(models, (*held.texts, "a photo of a cat")[0], settings.timing_s)
+            if busy := doubt(times.others):
+                log.warning("%s", busy)
         sides = _sides(specs, models, source, bundle, held, times)
-        report = _report(ready, trained, bundle, folder, steps, held, sides)
+        others = times.others if times else None
+        report = _report(ready, trained, bundle, folder, steps, held, sides, others)
     write_file(folder.report, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
     write_file(folder.report.with_suffix(".html"), page.of_report(report, data))
     return report
@@ -340,7 +346,7 @@ def _sides(
     source: Source,
     bundle: Bundle,
     held: HeldOut,
-    times: tuple[list[Took], list[Took]] | None,
+    times: Times | None,
 ) -> tuple[Side, ...]:
     shipped = sum(entry.size for entry in bundle.manifest.files.values())
     kinds = [is_bundle(spec) for spec in specs]
@@ -353,7 +359,7 @@ def _sides(
         scores = held.scores(i) if held.index else {}
         # a compressed graph has the same parameters in another form
         parameters = models[min(i, SOURCE)].parameters
-        took = (times[0][i], times[1][i]) if times else (None, None)
+        took = (times.pictures[i], times.texts[i]) if times else (None, None)
         found.append(Side(role, names[i], runs[i], parameters, sizes[i], counted[i], scores, *took))
     return tuple(found)
 
@@ -383,6 +389,7 @@ def _report(
     steps: Steps,
     held: HeldOut,
     sides: tuple[Side, ...],
+    others: float | None,
 ) -> DistillReport:
     settings, recipe = ready.settings, ready.settings.recipe
     manifest = open_reinforced(folder.reinforced)[1]
@@ -418,6 +425,7 @@ def _report(
         versions=versions(),
         device=machine(),
         threads=threads() if settings.timing_s else {},
+        others=others,
         licence=asdict(bundle.manifest.licence),
     )
 

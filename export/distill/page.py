@@ -27,6 +27,7 @@ from edgeclip.bench.render.words import a_few, clean, fixed, number, percent, si
 from edgeclip.errors import InputError
 from edgeclip.export.distill.held_out import Data
 from edgeclip.export.distill.report import BUNDLE, SOURCE, TEACHER, Curve, DistillReport, Example, Side
+from edgeclip.export.distill.timing import doubt
 from edgeclip.runtime.images import decode
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -85,6 +86,8 @@ def _doubts(report: DistillReport) -> list[str]:
         found.append(
             f"Only {a_few(report.held_out, 'pair')} were held out: scores may be off by some points."
         )
+    if busy := doubt(report.others):
+        found.append(busy)
     if report.best_step is not None:
         found.append("The checkpoint was chosen on these held-out pairs: on others expect a little less.")
     source, bundle = (report.sides[i].scores.get("score") for i in (SOURCE, BUNDLE))

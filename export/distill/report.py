@@ -84,6 +84,9 @@ class DistillReport:
     versions: dict[str, str]
     device: str
     threads: dict[str, int]  # of each engine in the timed calls; {}: not timed
+    others: (
+        float | None
+    )  # share of the cores that other programs took meanwhile, 0-1; None: not timed, or not known
     licence: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:

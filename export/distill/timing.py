@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from edgeclip.bench.pulse import others_ns
+from edgeclip.bench.render.words import percent
 from edgeclip.export.distill.teachers import Teachers
 from edgeclip.runtime.threads import usable_cores
 
 WARM = 3  # calls before the first that counts
+BUSY = 0.1  # share of the cores that others took; with half of them gone a call of 2 ms took 140
 LEAST = 5  # calls of each that count, however slow
 
 
@@ -24,6 +28,17 @@ class Took:
     p50_ms: float
     p90_ms: float
     calls: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of every model, and how much the machine was its own."""
+
+    pictures: tuple[Took, ...]
+    texts: tuple[Took, ...]
+    others: (
+        float | None
+    )  # share of the cores that other programs took meanwhile, 0-1; None where the system does not tell
 
 
 def in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[Took]:
@@ -48,17 +63,28 @@ def in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[Took
     ]
 
 
-def time_models(models: Sequence[Teachers], text: str, seconds: float) -> tuple[list[Took], list[Took]]:
-    """(pictures, texts): one prepared picture and one text a call, of every model."""
+def time_models(models: Sequence[Teachers], text: str, seconds: float) -> Times:
+    """One prepared picture and one text a call, of every model."""
     rng = np.random.default_rng(0)
     views = [
         [rng.standard_normal((1, 3, *spec.size)).astype(np.float32) for spec in model.specs]
         for model in models
     ]
+    before, start = others_ns(), time.perf_counter_ns()
     pictures = in_turns(
         [partial(model.images, view) for model, view in zip(models, views, strict=True)], seconds / 2
     )
-    return pictures, in_turns([partial(model.texts, [text]) for model in models], seconds / 2)
+    texts = in_turns([partial(model.texts, [text]) for model in models], seconds / 2)
+    after, cores = others_ns(), (time.perf_counter_ns() - start) * (os.cpu_count() or 1)
+    others = None if before is None or after is None else min(1.0, max(0.0, (after - before) / cores))
+    return Times(tuple(pictures), tuple(texts), others)
+
+
+def doubt(others: float | None) -> str:
+    """What is to be said of the milliseconds; "" where the machine was nearly its own, or nobody knows."""
+    if others is None or others < BUSY:
+        return ""
+    return f"Other programs took {percent(others)} of the cores while the models were timed: alone they are faster, some by far."
 
 
 def threads() -> dict[str, int]:

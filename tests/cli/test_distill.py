@@ -24,7 +24,7 @@ TOOK = Took(1.5, 2.5, 9)
 SIDE = Side("teacher", "t", "PyTorch fp32", 32017, 128068, 2392, {"score": 0.5}, TOOK, TOOK)
 REPORT = DistillReport(
     "o/bundle", "half", "Chosen for 8 ms: because.", ("t",), (SIDE, SIDE, replace(SIDE, role="student, bundle")), 9, 1, 0,
-    Curve((), (), {}), (), 4, 4, {}, {}, {}, {}, "here", {}, {"weights": "MIT", "warnings": ["derived from [t]"]},
+    Curve((), (), {}), (), 4, 4, {}, {}, {}, {}, "here", {}, None, {"weights": "MIT", "warnings": ["derived from [t]"]},
 )  # fmt: skip
 
 
