@@ -84,9 +84,7 @@ class DistillReport:
     versions: dict[str, str]
     device: str
     threads: dict[str, int]  # of each engine in the timed calls; {}: not timed
-    others: (
-        float | None
-    )  # share of the cores that other programs took meanwhile, 0-1; None: not timed, or not known
+    others: float | None  # share of the cores that other programs took meanwhile; None: not timed, or unknown
     licence: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
