@@ -75,9 +75,15 @@ def time_models(models: Sequence[Teachers], text: str, seconds: float) -> Times:
         [partial(model.images, view) for model, view in zip(models, views, strict=True)], seconds / 2
     )
     texts = in_turns([partial(model.texts, [text]) for model in models], seconds / 2)
-    after, cores = others_ns(), (time.perf_counter_ns() - start) * (os.cpu_count() or 1)
-    others = None if before is None or after is None else min(1.0, max(0.0, (after - before) / cores))
+    others = share_of_others(before, others_ns(), time.perf_counter_ns() - start, os.cpu_count() or 1)
     return Times(tuple(pictures), tuple(texts), others)
+
+
+def share_of_others(before: int | None, after: int | None, elapsed_ns: int, cores: int) -> float | None:
+    """0-1 of `cores`, from what `others_ns` said before and after; None where it did not know."""
+    if before is None or after is None:
+        return None
+    return min(1.0, max(0.0, (after - before) / (elapsed_ns * cores)))
 
 
 def doubt(others: float | None) -> str:

@@ -89,7 +89,7 @@ def models() -> dict[str, Write]:
 
 
 # Through the whole chain in every test run: a model for each kind of tower that no test of one pass exports (test_towers.py has every pool and
-# ResNets, test_timm.py the other trunks). All go through it in `make parity`.
+# ResNets, test_timm.py the other trunks). The others go through it in `make parity`.
 CHAIN = {
     "clip-B/32", "siglip-B/16", "mt5-base-ViT-B-32", "altclip", "CLIPTextModelWithProjection", "MobileCLIP-S1",
 }  # fmt: skip

@@ -23,6 +23,7 @@ from edgeclip.export.distill import api, checks
 from edgeclip.export.distill.api import distill, rehearse_distill
 from edgeclip.export.distill.held_out import HeldOut, Seen
 from edgeclip.export.distill.settings import DistillSettings, Folder, LatencyBudget
+from edgeclip.export.distill.timing import BUSY
 from edgeclip.files import sha256_file
 from edgeclip.models.config import TransformerConfig
 from edgeclip.models.source import Source
@@ -150,6 +151,8 @@ def test_the_report_says_what_the_files_say(finished: Path, teacher: str) -> Non
     assert kinds.count("teacher") == min(8, report["teacher_only"]) > 0
     assert kinds.count("student") == min(8, report["student_only"])
     page = (finished / "report.html").read_text()
+    assert 0 <= report["others"] <= 1
+    assert ("Other programs took" in page) == (report["others"] >= BUSY)
     assert "http:" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
     assert page.count("data:image/jpeg") == len(report["examples"])
@@ -164,7 +167,11 @@ class Killed(Exception):
 
 
 def test_killed_between_phases_it_ends_as_if_never_killed(
-    finished: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    teacher: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def kill(*arguments: Any, **named: Any) -> Any:
         raise Killed
@@ -188,7 +195,9 @@ def test_killed_between_phases_it_ends_as_if_never_killed(
     notes = tmp_path / "student/.start.of-mine"
     for one in (*half, notes):
         one.mkdir()
+    caplog.clear()
     assert again()
+    assert caplog.text.count("texts are longer than") == 1, "one call tells it once"
     assert notes.is_dir()
     assert not any(one.exists() for one in half)
     assert weights(tmp_path / "student") == weights(finished)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from itertools import count
-
-import numpy as np
 import pytest
 
 from edgeclip.export.distill import timing
 from edgeclip.export.distill.teachers import SourceTeacher, Teachers
-from edgeclip.export.distill.timing import LEAST, WARM, Times, doubt, in_turns, time_models
+from edgeclip.export.distill.timing import BUSY, LEAST, WARM, doubt, in_turns, share_of_others, time_models
 from edgeclip.models.training.distributed import pick_device
 from tests.export.sources import clip_source
 
@@ -24,26 +19,28 @@ def test_each_is_warmed_up_and_then_called_as_often_as_the_others() -> None:
     assert [one.calls for one in took] == [LEAST, LEAST]
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, others: Iterator[int | None]) -> Times:
-    monkeypatch.setattr(timing, "others_ns", lambda: next(others))
-    model = Teachers((SourceTeacher(clip_source(layers=1), pick_device("cpu")),))
-    return time_models([model], "a cat", 0)
+def test_what_others_took_is_a_share_of_all_cores() -> None:
+    assert share_of_others(7, 1007, elapsed_ns=500, cores=4) == 0.5
+    assert share_of_others(7, 5, elapsed_ns=500, cores=4) == 0  # this program's own time is known more finely
+    assert share_of_others(7, 9007, elapsed_ns=500, cores=4) == 1
+    assert share_of_others(None, 7, elapsed_ns=500, cores=4) is share_of_others(7, None, 500, 4) is None
 
 
-def test_what_others_took_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = count(0, 1_000_000_000)
-    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(clock))
-    calls = 2 * (2 * LEAST) + 1  # two looks at the clock each, and one more at the end
-    half = int(calls * 1e9 * (os.cpu_count() or 1) / 2)
-    found = timed(monkeypatch, iter([7, 7 + half]))
-    assert found.others == pytest.approx(0.5)
-    assert found.pictures[0].calls == found.texts[0].calls == LEAST
-    assert doubt(found.others).startswith("Other programs took 50 % of the cores")
-
-
-def test_nothing_is_said_of_a_machine_that_was_theirs_or_does_not_tell(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("told", "share"), [((7, 10**15), 1.0), ((10**15, 7), 0.0), ((None, None), None)])
+def test_models_are_timed_between_two_looks_at_the_others(
+    told: tuple[int | None, int | None], share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert timed(monkeypatch, iter([7, 5])).others == 0  # this program's own time is known more finely
-    assert timed(monkeypatch, iter([None, None])).others is None
-    assert doubt(None) == doubt(0.0) == doubt(np.nextafter(timing.BUSY, 0)) == ""
+    looks = iter(told)
+    monkeypatch.setattr(timing, "others_ns", lambda: next(looks))
+    model = Teachers((SourceTeacher(clip_source(layers=1), pick_device("cpu")),))
+    found = time_models([model], "a cat", 0)
+    assert found.others == share
+    assert found.pictures[0].calls == found.texts[0].calls == LEAST
+
+
+def test_doubts_are_told_where_others_had_a_tenth() -> None:
+    assert (
+        doubt(BUSY)
+        == "Other programs took 10 % of the cores while the models were timed: alone they are faster, some by far."
+    )
+    assert doubt(None) == doubt(0.0) == doubt(BUSY - 1e-9) == ""
